@@ -1,0 +1,124 @@
+"""Float models as safetensors files: weights in half precision and a JSON record of their origin."""
+
+import json
+import os
+import pathlib
+
+import safetensors
+import safetensors.torch
+import torch
+
+from golden.network import Architecture, Precond
+
+KIND = "sqdm float model"
+QUANTIZED = "quantized."   # tensors of this prefix belong to golden's quantizer, not to the network
+
+
+class ModelError(ValueError):
+    """A model file cannot be used; one line that names file, tensor and rule."""
+
+
+def save_model(path, model, record, tensors=None):
+    """Write the weights of the Precond `model` in half precision, atomically.
+
+    `record` is a dict of JSON values (recipe, data, steps, seed, loss, commit) and may not name
+    ``kind`` or ``architecture``. `tensors` are further tensors, named with the prefix
+    ``quantized.``, kept in their own types.
+
+    Raises ModelError if a weight is not finite in half precision.
+    """
+    record = {"kind": KIND, **record,
+              "architecture": json.loads(model.architecture.to_json())}
+    weights = {}
+    for name, value in model.state_dict().items():
+        weights[name] = value.detach().to("cpu", torch.float16).contiguous()
+        check_finite(path, name, weights[name])
+    for name, value in (tensors or {}).items():
+        if not name.startswith(QUANTIZED):
+            raise ValueError(f'tensors must have names that start with "{QUANTIZED}", not {name!r}')
+        weights[name] = value.contiguous()
+    data = safetensors.torch.save(weights, {"sqdm": json.dumps(record)})
+    replace_file(path, lambda temporary: temporary.write_bytes(data))
+
+
+def replace_file(path, write):
+    """Have `write` fill a temporary file beside `path`, then put it in the place of `path`."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_finite(path, name, value):
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        raise ModelError(f"{path}: tensor {name} must be finite, not NaN or infinite")
+
+
+def read_file(path):
+    """(tensors, record) of a model file: all its tensors, and its JSON record as a dict.
+
+    Raises ModelError if the file is missing, damaged or of another kind.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: must be an existing model file")
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path}: must be a whole safetensors file ({reason})") from None
+    try:
+        record = json.loads(metadata["sqdm"])
+    except KeyError:
+        raise ModelError(f'{path}: must be a "{KIND}", but its metadata has no record "sqdm"'
+                         ) from None
+    except ValueError as error:
+        raise ModelError(f'{path}: metadata "sqdm" must be JSON ({error})') from None
+    kind = record.get("kind") if isinstance(record, dict) else record
+    if kind != KIND:
+        raise ModelError(f'{path}: must be a "{KIND}", not {kind!r}')
+    return tensors, record
+
+
+def load_model(path):
+    """(model, record) of a file written by `save_model`; the Precond is float32, in eval mode.
+
+    Tensors with the prefix ``quantized.`` are left to their reader (`read_file`).
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged or of another kind, or if a tensor is missing, unknown, of
+        the wrong shape or type, or not finite.
+    """
+    tensors, record = read_file(path)
+    try:
+        architecture = Architecture.from_json(json.dumps(record.get("architecture")))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {error}") from None
+    with torch.device("meta"):   # shapes alone, so that a hostile record costs no memory
+        expected = {name: tuple(value.shape)
+                    for name, value in Precond(architecture).state_dict().items()}
+    weights = {name: value for name, value in tensors.items() if not name.startswith(QUANTIZED)}
+    for name, shape in expected.items():
+        if name not in weights:
+            raise ModelError(f"{path}: tensor {name} is missing")
+        if tuple(weights[name].shape) != shape:
+            raise ModelError(f"{path}: tensor {name} must have shape {shape}, "
+                             f"not {tuple(weights[name].shape)}")
+        if not weights[name].is_floating_point():
+            raise ModelError(f"{path}: tensor {name} must be floating point, "
+                             f"not {weights[name].dtype}")
+        check_finite(path, name, weights[name])
+    for name in weights:
+        if name not in expected:
+            raise ModelError(f"{path}: tensor {name} must not be there: "
+                             f"the architecture has no such tensor")
+    model = Precond(architecture)
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    return model.eval().requires_grad_(False), record
