@@ -1,0 +1,1 @@
+"""Hardware: the SQ-DM core in Amaranth. This room never imports torch or the golden model."""
