@@ -1,4 +1,4 @@
-"""Float models as safetensors files: weights in half precision and a JSON record of their origin."""
+"""Float models as safetensors files: weights in half precision and a JSON record of origin."""
 
 import json
 import os

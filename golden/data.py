@@ -121,6 +121,13 @@ def missing(dataset, folder, sets):
     return DataError(f"{dataset}: file {gone[0]} is missing in {place} ({SOURCES[dataset]})")
 
 
+def read_bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: must be readable ({error.strerror})") from None
+
+
 # MNIST
 
 def read_mnist(folder, split):
@@ -150,12 +157,12 @@ def read_mnist(folder, split):
 
 def read_idx(path):
     """The array of an idx file of unsigned bytes, plain or gzip-compressed."""
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
+    data = read_bytes(path)
+    if data[:2] == b"\x1f\x8b":
+        try:
             data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: must be a readable idx file ({error})") from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: must be a whole gzip file ({error})") from None
     if len(data) < 4 or data[:3] != b"\0\0\x08" or not 1 <= data[3] <= 4:
         raise DataError(f"{path}: must be an idx file of unsigned bytes, not one that starts "
                         f"with {data[:4]!r}")
@@ -213,8 +220,11 @@ def read_cifar10(folder, split):
 
 
 def read_planes(path):
-    """A packed npz file: ``residual`` (3, N, 32, 32) holds differences along W, then H, and red and
-    blue less green, all modulo 256."""
+    """Pixels and labels of a packed npz file.
+
+    Its ``residual`` (3, N, 32, 32) holds differences along W and H, and red and blue less green,
+    all modulo 256.
+    """
     arrays = read_npz(path, ("residual", "labels"))
     residual = arrays["residual"]
     if residual.dtype != np.uint8 or residual.ndim != 4 or (
@@ -229,7 +239,7 @@ def read_planes(path):
 
 def read_records(path):
     """The binary version: records of a label byte and 3 planes of 32x32 bytes."""
-    data = np.fromfile(path, np.uint8)
+    data = np.frombuffer(read_bytes(path), np.uint8)
     if not len(data) or len(data) % 3073:
         raise DataError(f"{path}: must be a multiple of 3073 bytes long, not {len(data)} bytes")
     records = data.reshape(-1, 3073)
@@ -239,17 +249,24 @@ def read_records(path):
 class BatchUnpickler(pickle.Unpickler):
     """Admits what a CIFAR-10 batch needs: plain containers and the rebuilding of numpy arrays."""
 
-    NUMPY = {("numpy", "ndarray"), ("numpy", "dtype")}
-    REBUILD = {"numpy.core.multiarray", "numpy._core.multiarray"}
-
     def find_class(self, module, name):
-        if (module, name) in self.NUMPY:
-            return getattr(np, name)
-        if module in self.REBUILD and name == "_reconstruct":
-            return np._core.multiarray._reconstruct
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        if (module, name) in (("numpy.core.multiarray", "_reconstruct"),
+                              ("numpy._core.multiarray", "_reconstruct")):
+            return empty_array
         if (module, name) == ("_codecs", "encode"):   # bytes in pickle protocol 2
             return encode_latin1
         raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
+
+
+def empty_array(kind, shape, code):
+    """The array that a pickle makes before it fills in shape, type and data."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError(f"an array of kind {kind!r} is not admitted")
+    return np.ndarray.__new__(np.ndarray, (0,), np.uint8)
 
 
 def encode_latin1(text, encoding="latin1"):
@@ -261,8 +278,9 @@ def encode_latin1(text, encoding="latin1"):
 
 def read_batch(path):
     """The python version: a pickled dict with ``data`` (N, 3072) uint8 and ``labels``."""
+    file = io.BytesIO(read_bytes(path))
     try:
-        batch = BatchUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        batch = BatchUnpickler(file, encoding="bytes").load()
         batch = {key.decode() if isinstance(key, bytes) else key: value
                  for key, value in batch.items()}
         data, labels = batch["data"], np.array(batch["labels"])

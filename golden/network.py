@@ -56,8 +56,8 @@ class Architecture:
         if not self.channel_mult:
             raise ValueError("channel_mult must be at least one integer, not ()")
         if self.resolution % (1 << (len(self.channel_mult) - 1)):
-            raise ValueError(f"resolution must be a multiple of 2 to the {len(self.channel_mult) - 1}"
-                             f" (levels - 1), not {self.resolution!r}")
+            raise ValueError(f"resolution must be a multiple of 2 to the "
+                             f"{len(self.channel_mult) - 1} (levels - 1), not {self.resolution!r}")
         if self.model_channels % 4:
             raise ValueError(f"model_channels must be a multiple of 4, not {self.model_channels!r}")
         if not isinstance(self.middle_attention, bool):
@@ -201,7 +201,7 @@ class PositionalEmbedding(nn.Module):
 class Block(nn.Module):
     """Residual block of DDPM++: conv0, embedding, conv1, skip, optional attention.
 
-    `run` in `forward` is the executor of the UNet, ``(layer, segments, embedding, residual, gain)``.
+    `run` in `forward` is the executor of the UNet.
     """
 
     def __init__(self, cin, cout, embedding_channels, *, activation, resample=None,
@@ -236,8 +236,10 @@ class Block(nn.Module):
 
 
 def attend(qkv):
-    """Self-attention of one head over the pixels: (N, 3 C, H, W), queries, keys, values -> (N, C,
-    H, W)."""
+    """Self-attention of one head over the pixels, with the softmax in float32.
+
+    `qkv` is (N, 3 C, H, W): queries, keys and values one after the other. Returns (N, C, H, W).
+    """
     n, channels, height, width = qkv.shape
     q, k, v = qkv.reshape(n, 3, channels // 3, height * width).unbind(1)      # (N, C, pixels)
     scores = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(channels // 3))

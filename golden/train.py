@@ -99,6 +99,7 @@ class Trainer:
         self.bad_steps = 0
         self.loss = math.nan        # mean with a half-life of about 70 steps
         self.commit = commit_hash()
+        self.digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
 
     def advance(self):
         """One step; returns (loss, gradient norm). A step that is not finite changes no weight.
@@ -144,8 +145,7 @@ class Trainer:
         """What a resumed run must share with the saved one, besides the number of steps."""
         fields = dataclasses.asdict(self.recipe)
         del fields["steps"]
-        digest = hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()
-        return json.dumps({"recipe": fields, "data": digest}, sort_keys=True)
+        return json.dumps({"recipe": fields, "data": self.digest}, sort_keys=True)
 
     def save_state(self, path):
         """Write everything that `load_state` needs to go on exactly, atomically."""
@@ -189,6 +189,13 @@ class Trainer:
             "steps": self.step, "of_steps": self.steps, "batch": self.recipe.batch,
             "seed": self.recipe.seed, "loss": loss, "commit": self.commit,
         })
+
+
+def keep_metrics(path, step):
+    """Keep the lines of the metrics file `path` up to `step`, as a resumed run repeats the rest."""
+    lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept))
 
 
 def train(recipe, data=None, out="build/train", resume=False, steps=None, device=None,
@@ -241,6 +248,7 @@ def train(recipe, data=None, out="build/train", resume=False, steps=None, device
                              f"not {steps!r}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        keep_metrics(metrics, trainer.step)
     except OSError as error:
         raise TrainError(f"{folder}: must be a folder to write into ({error.strerror})") from None
 
