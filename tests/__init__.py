@@ -1,0 +1,1 @@
+"""Tests, and the check of the tables in docs/."""
