@@ -1,0 +1,1 @@
+"""Simulation of the generated Verilog: Verilator, cocotb benches and the layer bench."""
