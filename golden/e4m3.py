@@ -25,16 +25,24 @@ def decode(code):
 
 def value(code):
     """Value of each code in float32, exactly."""
-    mantissa, exponent = decode(code)
-    return torch.ldexp(mantissa.to(torch.float32), (exponent - 10).to(torch.int32))
+    code = checks.integers("code", code, 0, LARGEST_CODE)
+    return values().to(code.device)[code]
+
+
+@functools.cache
+def values():
+    """Values of the codes 0..126 in float32."""
+    mantissa, exponent = decode(torch.arange(LARGEST_CODE + 1))
+    return torch.tensor([m * 2.0 ** (x - 10) for m, x in zip(mantissa.tolist(), exponent.tolist(),
+                                                            strict=True)])
 
 
 @functools.cache
 def midpoints():
     """Midpoint of the values of each code 0..125 and the next one, in units of 2^-10 (int64)."""
     mantissa, exponent = decode(torch.arange(LARGEST_CODE + 1))
-    values = mantissa << exponent      # in units of 2^-10, all even
-    return (values[1:] + values[:-1]) >> 1
+    doubled = mantissa << exponent     # even, so that midpoints are integers
+    return (doubled[1:] + doubled[:-1]) >> 1
 
 
 def encode(scale):
@@ -52,7 +60,7 @@ def encode(scale):
         scale = scale.to(torch.float32)
     # Midpoints have at most 5 significant bits. From an odd code a tie goes up, from an even
     # code it takes the next larger float.
-    first = torch.ldexp(midpoints().to(scale.dtype), torch.tensor(-10, dtype=torch.int32))
+    first = midpoints().to(scale.dtype) / 1024
     first[0::2] = torch.nextafter(first[0::2], torch.tensor(torch.inf, dtype=scale.dtype))
     return torch.searchsorted(first.to(scale.device), scale.contiguous(), right=True)
 
