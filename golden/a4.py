@@ -1,32 +1,89 @@
-"""A4: 4-bit activations, unsigned 0..15 or signed -7..7, with a scale for each group."""
+"""A4: 4-bit activations, unsigned 0..15 after ReLU or signed -7..7, with a scale for each group.
+
+An element is code * (s * sA): s is the group's E4M3 scale, found on the fly, and sA the tensor's
+static FP32 scale.
+"""
 
 import torch
 
 from golden import checks, e4m3
+from golden.granularity import join, round_scale, split
 from golden.rounding import round_half_even_quotient
 
-__all__ = ["largest", "quantize"]
+__all__ = ["largest", "static_scale", "fake_quantize", "fake_quantize_static", "quantize"]
 
 
 def largest(signed):
     """Largest code."""
-    return 7 if signed else 15
+    return 7 if checks.boolean("signed", signed) else 15
 
 
-def quantize(y, signed):
-    """Codes and scale codes of `y`, one group per pixel over all channels.
+def static_scale(amax, signed):
+    """Static scale sA: the magnitude `amax` gets the scale 448; 1 if it is 0."""
+    if not amax > 0:
+        return 1.0
+    scale = torch.tensor(amax, dtype=torch.float32) / (largest(signed) * e4m3.LARGEST)
+    return scale.item() or 1.0
+
+
+def fake_quantize(x, signed, tensor_scale, *, group=None, block=1, scale="e4m3"):
+    """The float definition of A4: `x` (N, C, H, W) rounded to what codes and scales represent.
+
+    s = round(amax / (n * sA)), step = s * sA in float32, code = clip(round(x / step)), n = 15 or 7.
+    Unsigned, negative elements become 0 and do not count for amax. A group whose s is 0 becomes 0.
 
     Parameters
     ----------
-    y : (C, H, W) integers in units of 2^-10 of the tensor's static scale; not negative if unsigned
+    signed : bool
+    tensor_scale : sA, a positive number, or a tensor such as (N, 1, 1, 1), one for each image
+    group : channels that share a scale; None: all of them
+    block : side of the block of pixels that shares a scale; None: the whole image
+    scale : one of `golden.granularity.SCALES`
+    """
+    n = largest(signed)
+    grouped = split(checks.floats("x", x).float(), group, block)
+    # (N, 1, 1, 1) or () -> beside (N, groups, G, rows, b, columns, b)
+    fixed = torch.as_tensor(tensor_scale, dtype=torch.float32, device=x.device)
+    if not (fixed > 0).all():
+        raise ValueError(f"tensor_scale must be positive, not {tensor_scale!r}")
+    fixed = fixed[..., None, None, None] if fixed.dim() else fixed
+    amax = (grouped.abs() if signed else grouped.clamp(min=0)).amax((2, 4, 6), keepdim=True)
+    step = round_scale(amax / (n * fixed), scale) * fixed
+    codes = codes_of(grouped, step, signed)
+    return join(codes * step, x.shape).to(x.dtype)
+
+
+def fake_quantize_static(x, signed, steps):
+    """`x` (N, C, H, W) rounded to multiples of steps fixed beforehand: a number, or (C,)."""
+    largest(signed)
+    steps = torch.as_tensor(steps, dtype=torch.float32, device=x.device)
+    if not (steps >= 0).all():
+        raise ValueError(f"steps must be at least 0, not {steps.tolist()!r}")
+    steps = steps.reshape(-1, 1, 1)
+    return (codes_of(checks.floats("x", x).float(), steps, signed) * steps).to(x.dtype)
+
+
+def codes_of(x, step, signed):
+    """clip(round(x / step)), 0 where the step is 0."""
+    n = largest(signed)
+    codes = (x / torch.where(step > 0, step, torch.inf)).round_()
+    return codes.clamp_(-n if signed else 0, n)
+
+
+def quantize(y, signed):
+    """The integer implementation of A4, one group per pixel over all channels.
+
+    Parameters
+    ----------
+    y : (C, H, W) integers in units of 2^-10 * sA; not negative if unsigned
     signed : bool
 
-    Returns the codes (C, H, W) and the E4M3 scale codes (1, H, W). The step of a code is m << x.
+    Returns the codes (C, H, W) and the E4M3 scale codes (1, H, W). The step of a code is m << x
+    units. Equal to `fake_quantize` of y * 2^-10 with the tensor scale 1, bit for bit.
     """
-    checks.boolean("signed", signed)
-    limit = (1 << 40) if signed else 0
-    y = checks.integers("y", y, -limit, 1 << 40, (None, None, None))
     n = largest(signed)
+    limit = 1 << 40
+    y = checks.integers("y", y, -limit if signed else 0, limit, (None, None, None))
     scales = e4m3.scale_code(y.abs().amax(0, keepdim=True), n)
     mantissa, exponent = e4m3.decode(scales)
     step = mantissa << exponent                                  # (1, H, W)
