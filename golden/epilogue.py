@@ -1,15 +1,34 @@
 """Epilogue of a convolution: five named steps from exact sums to 16-bit results.
 
-Every step is per output channel where it has a table; tensors are (Cout, H, W).
+Every step is per output channel where it has a table; tensors are (Cout, H, W). Results are 16-bit
+fixed point with an exponent for each tensor.
 """
+
+import torch
 
 from golden import checks
 from golden.rounding import round_half_even, saturate
 
-__all__ = ["align", "scale", "add_bias", "add_residual", "narrow", "epilogue"]
+__all__ = ["result_exponent", "fake_quantize", "align", "scale", "add_bias", "add_residual",
+           "narrow", "epilogue"]
 
 FRACTION = 16              # bits below the result's last place that `scale` leaves
 RESIDUAL_FRACTION = 14     # bits of residual_multiplier below one
+
+
+def result_exponent(amax):
+    """Least exponent whose 32767 units of 2^exponent reach the magnitude `amax`; 0 if it is 0."""
+    if not amax > 0:
+        return 0
+    exponent = int(torch.frexp(torch.tensor(amax / 32767, dtype=torch.float64)).exponent) - 1
+    return exponent + (32767 * 2.0 ** exponent < amax)
+
+
+def fake_quantize(x, exponent):
+    """The float definition of a stored result: `x` rounded to 16-bit multiples of 2^`exponent`."""
+    checks.integer("exponent", exponent, -120, 100)
+    codes = (checks.floats("x", x).float() * 2.0 ** -exponent).round_().clamp_(-32768, 32767)
+    return (codes * 2.0 ** exponent).to(x.dtype)
 
 
 def align(acc, align_shift):
