@@ -284,19 +284,3 @@ def train(recipe, data=None, out="build/train", resume=False, steps=None, device
     save()
     trainer.save_average(final)
     return final
-
-
-if __name__ == "__main__":
-    import argparse
-
-    from golden.recipes import RECIPES
-
-    parser = argparse.ArgumentParser(description="Train a recipe.")
-    parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--data")
-    parser.add_argument("--out", default="build/train")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--device")
-    options = vars(parser.parse_args())
-    train(RECIPES[options.pop("recipe")], **options)
