@@ -1,0 +1,77 @@
+"""On-chip memory behind a request/response port."""
+
+from amaranth import Module, Signal
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["Buffer"]
+
+
+class Buffer(wiring.Component):
+    """A memory with one write and one read port.
+
+    A read takes `latency` = 2 cycles (block RAM and its output register) and one can start every
+    cycle. A word that is written while it is read comes out as it was before.
+
+    Parameters
+    ----------
+    depth : int
+        Words.
+    width : int
+        Bits of a word.
+    columns : int
+        Parts of a word that are written separately, each ``width // columns`` bits.
+
+    Members
+    -------
+    write : ``In(columns)``
+        Which columns to write in this cycle.
+    write_address, write_data : ``In``
+        Where and what.
+    request : ``In(1)``
+        Start a read of ``address``.
+    address : ``In``
+        Word to read.
+    response : ``Out(1)``
+        High `latency` cycles after ``request``, while ``data`` is the word.
+    data : ``Out(width)``
+        The word.
+    """
+
+    latency = 2
+
+    def __init__(self, depth, width, columns=1):
+        if width % columns:
+            raise ValueError(f"columns must divide width {width}, not {columns!r}")
+        self.depth, self.width, self.columns = depth, width, columns
+        bits = max(1, (depth - 1).bit_length())
+        super().__init__({
+            "write": In(columns),
+            "write_address": In(bits),
+            "write_data": In(width),
+            "request": In(1),
+            "address": In(bits),
+            "response": Out(1),
+            "data": Out(width),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.store = store = memory.Memory(shape=self.width, depth=self.depth, init=[])
+        write = store.write_port(granularity=self.width // self.columns)
+        read = store.read_port()
+        requested = Signal()
+        m.d.comb += [
+            write.addr.eq(self.write_address),
+            write.data.eq(self.write_data),
+            write.en.eq(self.write),
+            read.addr.eq(self.address),
+            read.en.eq(self.request),
+        ]
+        m.d.sync += [
+            requested.eq(self.request),
+            self.response.eq(requested),
+        ]
+        with m.If(requested):
+            m.d.sync += self.data.eq(read.data)
+        return m
