@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 
 import pytest
@@ -185,6 +186,25 @@ def test_refusals(tmp_path):
     with pytest.raises(training.TrainError,
                        match="^" + re.escape(str(state)) + r": must be a training state \(\w+\)$"):
         run(tmp_path, resume=True)
+
+
+class Evil:
+    """Would make a folder when unpickled freely."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_state_that_calls_is_refused(tmp_path):
+    run(tmp_path, steps=1)
+    torch.save({"identity": Evil(tmp_path / "escaped")}, tmp_path / "tiny/state.pt")
+    with pytest.raises(training.TrainError,
+                       match=r"^.*/state\.pt: must be a training state \(UnpicklingError\)$"):
+        run(tmp_path, resume=True)
+    assert not (tmp_path / "escaped").exists()
 
 
 def test_cifar10_recipe_runs_at_reduced_size(tmp_path):
