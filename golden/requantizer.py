@@ -91,7 +91,7 @@ def requantize(segments, gain, offset, shift, relu, format, vector):
     Parameters
     ----------
     segments : list of one or two (C, H, W) tensors of 16-bit integers
-    gain, offset : (slots,), 16 and 32 bits, 0 in slots without a channel; None for IN16
+    gain, offset : (slots,), 16 and 32 bits; not used in slots without a channel, nor for IN16
     shift : 0..31, right shift of x * gain; not used for IN16
     relu : bool; true for A4U, false for IN16
     format : Format
@@ -123,11 +123,7 @@ def requantize(segments, gain, offset, shift, relu, format, vector):
     checks.integer("shift", shift, 0, 31)
     gain = checks.integers("gain", gain, -1 << 15, (1 << 15) - 1, (len(x),))
     offset = checks.integers("offset", offset, -1 << 31, (1 << 31) - 1, (len(x),))
-    for name, table in (("gain", gain), ("offset", offset)):
-        if table[~valid].any():
-            raise ValueError(f"{name} must be 0 in slots without a channel, not "
-                             f"{table[~valid].tolist()!r}")
-    y, clipped = affine(x, gain, offset, shift)
+    y, clipped = affine(x, gain * valid, offset * valid, shift)
     if relu:
         y = y.clamp(min=0)
     if format == Format.MX8:
