@@ -1,0 +1,222 @@
+"""Slow forms of golden's arithmetic in plain Python integers and fractions, one loop a sum.
+
+They are written from docs/formats.md and share no code with golden. Tensors are nested lists.
+"""
+
+from fractions import Fraction
+
+import numpy
+
+A4U, A4S, MX8, IN16 = range(4)
+E4M3_CODES = range(127)
+
+
+def round_half_even(x, n=0):
+    """Python rounds fractions to nearest, ties to even."""
+    return round(Fraction(x) / 2 ** n)
+
+
+def clip(x, low, high):
+    return max(low, min(high, x))
+
+
+def e4m3_value(code):
+    """OCP 8-bit floating point, E4M3: bias 7, subnormals with exponent field 0."""
+    exponent, mantissa = code >> 3, code & 7
+    if exponent == 0:
+        return Fraction(mantissa, 8) * Fraction(2) ** -6
+    return (1 + Fraction(mantissa, 8)) * Fraction(2) ** (exponent - 7)
+
+
+VALUES = [e4m3_value(code) for code in E4M3_CODES]
+
+
+def e4m3_encode(value):
+    """Nearest of all codes, the even one of two equally near; 448 for anything above."""
+    return min(E4M3_CODES, key=lambda code: (abs(VALUES[code] - value), code & 1))
+
+
+def slot_list(channels, vector):
+    """(segment, channel) of each slot, or None where there is no channel."""
+    order = []
+    for segment, count in enumerate(channels):
+        order += [(segment, channel) for channel in range(count)]
+        while len(order) % vector:
+            order.append(None)
+    return order
+
+
+def requantize(segments, gain, offset, shift, relu, format, vector):
+    """Dictionary with codes, scales, zero_counts, saturations and valid."""
+    order = slot_list([len(segment) for segment in segments], vector)
+    height, width = len(segments[0][0]), len(segments[0][0][0])
+    valid = [slot is not None for slot in order] * (2 if format == IN16 else 1)
+    groups = {A4U: 1, A4S: 1, MX8: -(-len(order) // 32), IN16: 2}[format]
+    codes = [[[0] * width for _ in range(height)] for _ in valid]
+    scales = [[[0] * width for _ in range(height)] for _ in range(groups)]
+    saturations = 0
+    for row in range(height):
+        for column in range(width):
+            pixel, clipped = [], []
+            for slot, where in enumerate(order):
+                x = 0 if where is None else segments[where[0]][where[1]][row][column]
+                if format == IN16:
+                    exact, limit = x, 32639
+                elif where is None:
+                    exact, limit = 0, 0
+                else:
+                    exact, limit = round_half_even(x * gain[slot], shift) + offset[slot], 2**23 - 1
+                pixel.append(clip(exact, -limit, limit))
+                clipped.append(pixel[-1] != exact)
+            if relu:
+                pixel = [max(y, 0) for y in pixel]
+            coded, scaled, saturated = quantize_pixel(pixel, clipped, format)
+            saturations += saturated
+            for slot, code in enumerate(coded):
+                codes[slot][row][column] = code
+            for group, scale in enumerate(scaled):
+                scales[group][row][column] = scale
+    zeros = [0 if format == IN16 else sum(code == 0 for line in plane for code in line)
+             for plane in codes]
+    return {"codes": codes, "scales": scales, "zero_counts": zeros, "saturations": saturations,
+            "valid": valid}
+
+
+def quantize_pixel(pixel, clipped, format):
+    """Codes of all slots, scale codes of all groups, and the number of clipped groups."""
+    if format == IN16:
+        low = [(y + 128) % 256 - 128 for y in pixel]
+        return ([(y - part) // 256 for y, part in zip(pixel, low)] + low, [8, 0], any(clipped))
+    if format == MX8:
+        codes, scales, saturated = [], [], 0
+        for start in range(0, len(pixel), 32):
+            block = pixel[start:start + 32]
+            coded, scale = mx_block(block)
+            codes += coded
+            scales.append(scale)
+            saturated += any(clipped[start:start + 32])
+        return codes, scales, saturated
+    n = 15 if format == A4U else 7
+    scale = e4m3_encode(Fraction(max(abs(y) for y in pixel), n * 1024))
+    step = VALUES[scale] * 1024
+    codes = [0 if step == 0 else clip(round_half_even(y / step), -n, n) for y in pixel]
+    return codes, [scale], any(clipped)
+
+
+def mx_block(block):
+    """Codes and stored exponent of one block of integers."""
+    amax = max(abs(y) for y in block)
+    if amax < 128:
+        return [0] * len(block), 0
+    lead = amax.bit_length() - 1
+    codes = [clip(round_half_even(y, lead - 6), -127, 127) for y in block]
+    return codes, lead - 7
+
+
+def positions(labels, valid, vector, natural):
+    """Slots in label order with None in padding, and the lengths of both lists."""
+    if natural:
+        return [slot if ok else None for slot, ok in enumerate(valid)], len(valid), 0
+    lists = [[slot for slot, ok in enumerate(valid) if ok and labels[slot] == side]
+             for side in (False, True)]
+    padded = []
+    for part in lists:
+        padded += part + [None] * (-len(part) % vector)
+    return padded, len(lists[0]), len(lists[1])
+
+
+def taps(kernel, height, width, row, column):
+    """(tap, row, column) of each input pixel of an output pixel that lies in the image."""
+    for ky in range(kernel):
+        for kx in range(kernel):
+            y, x = row + ky - kernel // 2, column + kx - kernel // 2
+            if 0 <= y < height and 0 <= x < width:
+                yield ky * kernel + kx, y, x
+
+
+def accumulate(codes, scales, format, weight_codes, weight_scales, kernel, vector):
+    """Exact sums as integers in the accumulator's unit, product by product."""
+    height, width, slots = len(codes[0]), len(codes[0][0]), len(codes)
+    size = {MX8: 32, IN16: vector}.get(format, slots)
+    acc = []
+    for weights, weight_scale in zip(weight_codes, weight_scales):
+        plane = []
+        for row in range(height):
+            plane.append([])
+            for column in range(width):
+                total = Fraction(0)
+                for tap, y, x in taps(kernel, height, width, row, column):
+                    for slot in range(slots):
+                        code = codes[slot][y][x] * weights[slot][tap // kernel][tap % kernel]
+                        both = scales[slot // size][y][x], weight_scale[tap][slot // size]
+                        if format in (MX8, IN16):
+                            total += code * 2 ** sum(both)
+                        else:
+                            total += code * VALUES[both[0]] * VALUES[both[1]] * 2 ** 18
+                assert total.denominator == 1
+                plane[-1].append(int(total))
+        acc.append(plane)
+    return acc
+
+
+def work(codes, format, labels, valid, kernel, outputs, dense_lanes, sparse_lanes, vector):
+    """Issues of either side, counted one by one."""
+    height, width = len(codes[0]), len(codes[0][0])
+    natural = format in (MX8, IN16)
+    _, dense, _ = positions(labels, valid, vector, natural)
+    words = -(-dense // vector)
+    sides = [0, 0]
+    for row in range(height):
+        for column in range(width):
+            for _, y, x in taps(kernel, height, width, row, column):
+                sides[0] += words * (4 if natural else 1) * -(-outputs // dense_lanes)
+                if not natural:
+                    nonzero = sum(ok and sparse and codes[slot][y][x] != 0
+                                  for slot, (ok, sparse) in enumerate(zip(valid, labels)))
+                    sides[1] += nonzero * -(-outputs // sparse_lanes)
+    return tuple(sides)
+
+
+def epilogue(acc, align_shift, multiplier, scale_shift, bias, residual=None,
+             residual_multiplier=0):
+    """Results of all output channels from nested lists."""
+    out = []
+    for k, plane in enumerate(acc):
+        out.append([])
+        for row, line in enumerate(plane):
+            out[-1].append([])
+            for column, total in enumerate(line):
+                a = clip(round_half_even(total, align_shift), -2**31, 2**31 - 1)
+                u = round_half_even(a * multiplier[k], scale_shift) + bias[k]
+                if residual is not None:
+                    u += residual[k][row][column] * residual_multiplier * 4
+                out[-1][-1].append(clip(round_half_even(u, 16), -2**15, 2**15 - 1))
+    return out
+
+
+def float_codes(group, n, unsigned, fixed):
+    """Codes and step of one A4 or W4 group of float32 numbers, one float32 operation at a time."""
+    one = numpy.float32
+    magnitudes = [max(one(x), one(0)) if unsigned else abs(one(x)) for x in group]
+    scale = one(max(magnitudes)) / (one(n) * one(fixed))
+    step = one(float(e4m3_value(e4m3_encode(Fraction(float(scale)))))) * one(fixed)
+    if step == 0:
+        return [0] * len(group), step
+    codes = [clip(round(Fraction(float(one(x) / step))), 0 if unsigned else -n, n) for x in group]
+    return codes, step
+
+
+def float_block(block, bottom=None):
+    """Codes and exponent of one MXINT8 block of floats, by exact comparison with powers of two."""
+    values = [Fraction(float(x)) for x in block]
+    amax = max(abs(x) for x in values)
+    if amax == 0:
+        return [0] * len(block), None
+    exponent = 200
+    while Fraction(2) ** exponent > amax:
+        exponent -= 1
+    if bottom is not None:
+        if exponent < bottom:
+            return [0] * len(block), None
+        exponent = min(exponent, bottom + 15)
+    return [clip(round(x / Fraction(2) ** (exponent - 6)), -127, 127) for x in values], exponent
