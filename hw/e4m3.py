@@ -1,6 +1,6 @@
 """E4M3 scale codes: decoding, and the encoder that turns a group's maximum into its scale."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -21,24 +21,29 @@ def decode(code):
     return Cat(code[:3], normal), Cat(code[3] | ~normal, code[4:7])
 
 
-def shift_right(value, amount):
+def shift_right(m, value, amount, name):
     """``value`` shifted right, and whether a bit that is not zero was lost."""
     most = (1 << len(amount)) - 1
-    shifted = (value << most) >> amount
+    shifted = Signal(len(value) + most, name=name)
+    m.d.comb += shifted.eq((value << most) >> amount)
     return shifted[most:], shifted[:most].any()
 
 
-def divide(remainder, divisor, steps):
+def divide(m, remainder, divisor, steps, name):
     """Quotient bits ``steps`` (descending) of a restoring division, and what remains.
 
     ``remainder`` must be less than ``divisor`` * 2^(first step + 1).
     """
     bits = []
     for step in steps:
-        trial = remainder - (divisor << step)
-        fits = ~trial[-1]
-        remainder = Mux(fits, trial, remainder)[:len(remainder)]
-        bits.append(fits)
+        trial = Signal(signed(len(remainder) + 2), name=f"{name}_trial_{step}")
+        left = Signal(len(remainder), name=f"{name}_left_{step}")
+        m.d.comb += [
+            trial.eq(remainder - (divisor << step)),
+            left.eq(Mux(trial < 0, remainder, trial)),
+        ]
+        remainder = left
+        bits.append(~trial[-1])
     return Cat(*reversed(bits)), remainder
 
 
@@ -92,13 +97,14 @@ class ScaleEncoder(wiring.Component):
         part = Signal(9)
         lost = Signal()
         exponent = Signal(5)
-        shifted, sticky = shift_right(amax, shift)
+        shifted, sticky = shift_right(m, amax, shift, "shifted")
         below_window = Signal()
         m.d.sync += [
             part.eq(shifted), lost.eq(sticky), exponent.eq(shift), below_window.eq(below)]
 
         # cycle 3: a quotient of 16 or more takes the next exponent
-        n = Mux(is_signed, Const(7, 4), Const(15, 4))
+        n = Signal(4)
+        m.d.comb += n.eq(Mux(is_signed, 7, 15))
         operand = Signal(9)
         inexact = Signal()
         exponent_3 = Signal(5)
@@ -116,7 +122,7 @@ class ScaleEncoder(wiring.Component):
         inexact_4 = Signal()
         exponent_4 = Signal(5)
         below_4 = Signal()
-        bits, remainder = divide(operand, n, (4, 3, 2, 1, 0))
+        bits, remainder = divide(m, operand, n, (4, 3, 2, 1, 0), "quotient")
         m.d.sync += [
             quotient.eq(bits),
             inexact_4.eq(inexact | remainder.any()),

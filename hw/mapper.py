@@ -4,7 +4,7 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["PIXEL_WIDTH", "ActivationMapper", "ScaleMapper", "WeightMapper"]
+__all__ = ["PIXEL_WIDTH", "ActivationMapper", "ScaleMapper", "WeightMapper", "word_width"]
 
 PIXEL_WIDTH = 16  # bits of a pixel's number and of the number of pixels of a tensor
 

@@ -61,8 +61,8 @@ class MemoryPort(wiring.Signature):
     -------
     read_request, read_response, write_request
         The streams of `ReadPort` and `WritePort`.
-    write_response : ``In(stream.Signature(0, always_ready=True))``
-        One transfer for each write that has reached memory.
+    write_response : ``In(wiring.Signature({"valid": Out(1)}))``
+        High for one cycle for each write that has reached memory; always taken.
     """
 
     def __init__(self, config):
@@ -70,5 +70,5 @@ class MemoryPort(wiring.Signature):
             "read_request": Out(stream.Signature(config.address_width)),
             "read_response": In(stream.Signature(config.port_width)),
             "write_request": Out(stream.Signature(write_layout(config))),
-            "write_response": In(stream.Signature(0, always_ready=True)),
+            "write_response": In(wiring.Signature({"valid": Out(1)})),
         })

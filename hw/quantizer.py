@@ -55,9 +55,10 @@ class QuantizerLane(wiring.Component):
         mantissa = Signal(4)
         negative = Signal()
         zero = Signal()
-        shifted, sticky = shift_right(self.magnitude, self.shift)
-        element = Mux(self.negative, -self.magnitude, self.magnitude)
+        shifted, sticky = shift_right(m, self.magnitude, self.shift, "shifted")
+        element = Signal(signed(24))
         plane = Mux(self.low, element[:8], (element + 128)[8:16])
+        m.d.comb += element.eq(Mux(self.negative, -self.magnitude, self.magnitude))
         m.d.sync += [
             operand.eq(Mux(is_plane, plane, shifted)),
             beyond.eq(shifted[9:].any()),
@@ -75,7 +76,7 @@ class QuantizerLane(wiring.Component):
         mantissa_2 = Signal(4)
         negative_2 = Signal()
         zero_2 = Signal()
-        bits, remainder = divide(operand, mantissa, (4, 3, 2))
+        bits, remainder = divide(m, operand, mantissa, (4, 3, 2), "high")
         m.d.sync += [
             value.eq(Mux(has_steps, remainder, operand)),
             high_bits.eq(bits),
@@ -92,7 +93,7 @@ class QuantizerLane(wiring.Component):
         over_3 = Signal()
         negative_3 = Signal()
         zero_3 = Signal()
-        bits, remainder = divide(value, mantissa_2, (1, 0))
+        bits, remainder = divide(m, value, mantissa_2, (1, 0), "low")
         m.d.sync += [
             quotient.eq(Mux(has_steps, Cat(bits, high_bits), value)),
             inexact.eq(lost_2 | (has_steps & remainder.any())),
@@ -103,7 +104,8 @@ class QuantizerLane(wiring.Component):
 
         # cycle 4: round, clip, sign
         limit = Signal(8)
-        rounded = round_half_even(Cat(inexact, quotient), 2)
+        rounded = Signal(10)
+        m.d.comb += rounded.eq(round_half_even(Cat(inexact, quotient), 2))
         size = Signal(8)
         with m.Switch(self.format):
             with m.Case(Format.A4U):

@@ -19,7 +19,7 @@ def emit(component, name):
 
 def fold_initial_values(text):
     """``text`` with the line per word that sets a memory to zero folded into a loop."""
-    line = r"    (?P<name>\S+ ?)\[0\] = (?P<zero>\d+'h0+);\n(?:    (?P=name)\[\d+\] = (?P=zero);\n)*"
+    line = r"    (?P<name>\S+ ?)\[0\] = (?P<zero>\d+'(?:h0+|d0));\n(?:    (?P=name)\[\d+\] = (?P=zero);\n)*"
 
     def loop(match):
         depth = match.group(0).count("\n")
