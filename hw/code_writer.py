@@ -34,7 +34,8 @@ class CodeWriter(wiring.Component):
     the cycle after ``start`` until the last write request has been taken.
 
     It does one operation a cycle, so that a pixel takes 4 cycles a word of positions, one a group
-    and, with two planes, one more. While a write request waits, everything else does, and nothing is lost.
+    and, with two planes, one more. While a write request waits, everything else does, and nothing
+    is lost.
 
     Parameters
     ----------

@@ -70,9 +70,9 @@ class Requantizer(wiring.Component):
     Three units work on different pixels at the same time: the affine lanes (4 cycles for V slots),
     the quantizer lanes (4 cycles for V slots) and the writer (4 cycles for V positions, one a scale
     and, for MX8 and IN16, one more). The slowest sets the pace when memory keeps up: 4 * (Wd + Ws)
-    + 1 cycles a pixel for A4 where that is at least 6. Around the pixels a pass takes 16 cycles a
-    word of the affine table's slots and a cycle a slot for zero counts (neither for IN16), and
-    about 55 more plus the latency of memory.
+    + 1 cycles a pixel for A4. Around the pixels a pass of W words of V slots takes W * max(V, 16)
+    cycles for the affine table and the lists, W * V for the zero counts (not IN16), 8 * W until
+    the first pixel has passed all units, and about 30 more plus the latency of memory.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ def round_half_even(value, shift):
     if most == 0:
         floor, carry = value, Const(0, 1)
     else:
-        # The point stands above bit `most`: a constant shift moves the point, a variable one the bits.
+        # The point stands above bit `most`: a constant shift moves it, a variable one the bits.
         scaled = extended(value, most + 1) if isinstance(shift, int) else (value << most) >> shift
         floor = scaled[most:].as_signed() if value.shape().signed else scaled[most:]
         half, sticky, odd = scaled[most - 1], scaled[:most - 1].any(), scaled[most]

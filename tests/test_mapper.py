@@ -51,7 +51,8 @@ class ActivationMapperTests(unittest.TestCase):
                 stimuli.append({
                     "base": rng.randrange(1 << config.address_width), "plane": plane,
                     "word": rng.randrange(config.max_channels // config.vector),
-                    "pixel": rng.randrange(plane), "unit": rng.randrange(3), "sub": rng.randrange(4)})
+                    "pixel": rng.randrange(plane), "unit": rng.randrange(3),
+                    "sub": rng.randrange(4)})
             check(self, ActivationMapper(config), stimuli, [
                 {"address": (s["base"] + (s["word"] * s["plane"] + s["pixel"]) * 2 ** s["unit"]
                              + s["sub"]) % (1 << config.address_width)} for s in stimuli])
