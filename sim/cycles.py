@@ -51,7 +51,7 @@ def conv_cycles(codes, labels, kernel, outputs, config):
     padded = np.zeros((sparse_words * vector, height * width), dtype=bool)
     padded[:len(sparse_values)] = sparse_values.reshape(len(sparse_values), height * width) != 0
     # (pixels, words) non-zeros, as nested lists for the walk below
-    filled = padded.reshape(sparse_words, vector, -1).sum(1).T.tolist()
+    filled = padded.reshape(sparse_words, vector, height * width).sum(1).T.tolist()
 
     taps = taps_of_pixels(height, width, kernel)
     chunks, pixel_chunks = -(-outputs // quad), -(-outputs // vector) * 4
