@@ -1,0 +1,1 @@
+"""The board side of sqdm: UART shell, host, boards and the bitstream flow."""
