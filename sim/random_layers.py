@@ -1,0 +1,261 @@
+"""Layer calls made up at random, to compare the RTL with golden where no network leads it."""
+
+import itertools
+
+import numpy as np
+import torch
+
+from golden import detector, layer
+from golden.convolution import accumulate
+from golden.requantizer import requantize, spread
+from hw.descriptor import Error, Format
+from sim import lowering
+
+__all__ = ["random_call", "random_calls", "edge_calls"]
+
+BUDGET = 3_000_000   # multiplications of a random layer
+THRESHOLDS = (0, 19661, 45875, 65535, 65536, 65537, detector.NEVER)   # 0.3 and 0.7 among them
+
+
+def _pick(rng, *values):
+    return values[int(rng.integers(len(values)))]
+
+
+def _size(rng, high):
+    """1..high, small ones more often."""
+    return int(np.exp(rng.uniform(0, np.log(high + 1))))
+
+
+def _tensor(values):
+    return torch.from_numpy(np.ascontiguousarray(values, np.int64))
+
+
+def _bits(values):
+    """Bits of the largest magnitude."""
+    return int(abs(values).max()).bit_length()
+
+
+def _normal(rng, bits, shape, limit):
+    """Integers of about ``bits`` bits, within -limit - 1..limit."""
+    values = np.rint(rng.standard_normal(shape) * 2.0 ** bits)
+    return np.clip(values, -limit - 1, limit).astype(np.int64)
+
+
+def _shape(rng, config, chosen):
+    """A `sim.lowering.Shape`; ``chosen`` are fields that are given."""
+    format = chosen.get("format", _pick(rng, *Format, Format.A4U, Format.A4U))
+    widest = config.vector if format == Format.IN16 else config.max_channels
+    channels = (_size(rng, widest),)
+    if format != Format.IN16 and channels[0] < widest and rng.random() < 0.4:
+        channels = (channels[0], _size(rng, widest - channels[0]))
+    fields = {
+        "format": format, "kernel": _pick(rng, 1, 3, 3), "height": _size(rng, 40),
+        "width": _size(rng, 40), "channels": channels, "outputs": _size(rng, config.max_outputs),
+        "residual": bool(rng.integers(2)),
+    } | chosen
+    return lowering.Shape(vector=config.vector, **fields, sparse=config.sparse_pes > 0
+                          and format in (Format.A4U, Format.A4S))
+
+
+def _products(shape):
+    return shape.pixels * shape.taps * shape.slots * shape.outputs
+
+
+def random_call(rng, config, *, name="random", evaluation=0, budget=BUDGET, **chosen):
+    """A layer call that fits ``config``, and the detector's counts before it.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    config : Config
+    name, evaluation : of the call
+    budget : int
+        The most multiplications that the layer may take, where its shape is not given.
+    chosen
+        Any of ``format``, ``kernel``, ``height``, ``width``, ``channels`` (a tuple), ``outputs``
+        and ``residual``; the others are made up.
+
+    Returns
+    -------
+    golden.layer.LayerCall
+    counts : (slots,) int64 tensor, or None for formats without labels
+
+    Raises
+    ------
+    sim.lowering.FitError
+        If no layer with what is chosen seems to fit.
+    """
+    for attempt in itertools.count():
+        shape = _shape(rng, config, chosen)
+        try:
+            lowering.check_shape(name, shape, config)
+        except lowering.FitError:
+            if attempt == 1000:
+                raise
+            continue
+        if _products(shape) <= budget or attempt >= 1000:
+            return _call(rng, config, shape, name, evaluation)
+
+
+def _call(rng, config, shape, name, evaluation):
+    """A layer call of a shape, and counts."""
+    requantization = _requantization(rng, shape)
+    codes = requantize(requantization.segments, requantization.gain, requantization.offset,
+                       requantization.shift, requantization.relu, requantization.format,
+                       shape.vector)
+    labelled = shape.format in (Format.A4U, Format.A4S)
+    threshold, counts = _labels(rng, shape) if labelled else (detector.NEVER, None)
+    entries = config.detector_depth - (shape.slots if labelled else 0)
+    return layer.LayerCall(
+        name=name, evaluation=evaluation, requantization=requantization,
+        convolution=_convolution(rng, shape, codes), threshold=threshold,
+        detector_base=_pick(rng, 0, entries, int(rng.integers(entries + 1))),
+        interval=_pick(rng, 1, 1, 2, 3)), counts
+
+
+def _requantization(rng, shape):
+    """Operands of a requantization pass: usual ones, or ones that clip or vanish."""
+    relu = shape.format == Format.A4U or (
+        shape.format != Format.IN16 and bool(rng.integers(2)))
+    style = _pick(rng, *["usual"] * 9, "large", "tiny", "zero")
+    bits = {"usual": rng.uniform(4, 14), "large": 16, "tiny": 1, "zero": -9}[style]
+    segments = [_normal(rng, bits, (count, shape.height, shape.width), 32767)
+                for count in shape.channels]
+    for segment in segments:
+        segment[rng.random(segment.shape) < _pick(rng, 0, 0, 0.5)] = 0
+    if shape.format == Format.IN16:
+        return layer.Requantization([_tensor(x) for x in segments], None, None, 0, False,
+                                    shape.format)
+    # y is to have about `reach` bits: gain = 2^(reach - bits + shift)
+    reach = _pick(rng, 23, 20, 20, 14, 14, 10, 6, 1)
+    shift = int(np.clip(rng.integers(15) + max(bits, 0) - reach, 0, 31))
+    channels = sum(shape.channels)
+    gain = rng.choice([-1, 1], channels) * np.exp2(np.clip(
+        reach - max(bits, 0) + shift + rng.uniform(-_pick(rng, 0, 1, 4), 0, channels), 0, 15))
+    # offsets differ, so that channels differ in how often they are zero
+    offset = np.exp2(reach) * rng.normal(
+        _pick(rng, 0, 0, -0.5, -1) * relu, _pick(rng, 0, 0.5), channels)
+    gain, offset = np.rint(gain).astype(np.int64), np.rint(offset).astype(np.int64)
+    if style == "large":
+        gain = gain * _pick(rng, 1, 4)
+        offset = offset * _pick(rng, 1, 1 << 8)
+    gain, offset = np.clip(gain, -32768, 32767), np.clip(offset, -1 << 31, (1 << 31) - 1)
+    counts = list(shape.channels)
+    return layer.Requantization(
+        [_tensor(x) for x in segments], spread(_tensor(gain), counts, shape.vector),
+        spread(_tensor(offset), counts, shape.vector), shift, relu, shape.format)
+
+
+def _labels(rng, shape):
+    """A threshold, and the counts before the call: anything, or just above and below it."""
+    threshold = _pick(rng, *THRESHOLDS, int(rng.integers(65537)))
+    if rng.random() < 0.3:
+        edge = -(-threshold * shape.pixels // 65536)
+        counts = edge + rng.integers(-1, 2, shape.slots)
+    else:
+        counts = np.rint(rng.random(shape.slots) ** _pick(rng, 0.3, 1, 3) * shape.pixels)
+    return threshold, _tensor(np.clip(counts, 0, min(shape.pixels, 65535)))
+
+
+def _convolution(rng, shape, codes):
+    """Operands of a convolution pass whose results are mostly neither zero nor saturated."""
+    limit = 127 if shape.mx else 7
+    outputs = shape.outputs
+    weights = rng.integers(-limit, limit + 1, (outputs, shape.slots, shape.kernel, shape.kernel))
+    weights[rng.random(weights.shape) < _pick(rng, 0, 0.3, 0.9)] = 0
+    if rng.random() < 0.15:
+        weights[:] = _pick(rng, limit, -limit)
+    weights[:, ~np.asarray(codes.valid)] = 0
+    low, high = _pick(rng, (0, 16), (4, 9)) if shape.mx else _pick(rng, (0, 0x7F), (0x28, 0x50))
+    scales = rng.integers(low, high, (outputs, shape.taps, shape.groups))
+    if shape.format == Format.IN16:    # both halves of a value have the same weight
+        weights[:, shape.vector:] = weights[:, :shape.vector]
+        scales[:, :, 1] = scales[:, :, 0]
+    weights, scales = _tensor(weights), _tensor(scales)
+
+    acc = np.asarray(accumulate(codes, weights, scales, shape.vector))
+    align = int(np.clip(_bits(acc) - 31 + rng.integers(-2, 6), 0, 31))
+    factor_bits = int(rng.integers(1, 16))
+    multiplier = _normal(rng, factor_bits, outputs, 32767)
+    result_bits = min(_bits(acc) - align, 31) + factor_bits
+    shift = int(np.clip(result_bits - 31 + rng.integers(-2, 4), 0, 31))
+    bias = _normal(rng, rng.uniform(0, 31), outputs, (1 << 31) - 1)
+    residual, residual_multiplier = None, 0
+    if shape.residual:
+        residual = _tensor(_normal(rng, rng.uniform(4, 15), (outputs, shape.height, shape.width),
+                                   32767))
+        residual_multiplier = _pick(rng, 0, 11585, 16384, 65535, int(rng.integers(65536)))
+    return layer.Convolution(weights, scales, shape.kernel, _tensor(multiplier), _tensor(bias),
+                             align, shift, residual, residual_multiplier)
+
+
+def random_calls(rng, config, count, *, budget=BUDGET):
+    """Yield ``count`` random calls with their counts, as `sim.simulate.simulate` takes them.
+
+    Some are followed by the same layer at the next evaluations, with new activations: its labels
+    are then those that the core keeps itself.
+    """
+    number = 0
+    while number < count:
+        call, counts = random_call(rng, config, name=f"random {number}", budget=budget,
+                                   evaluation=int(rng.integers(8)))
+        yield call, counts
+        number += 1
+        shape = lowering.Shape.of(call, config)
+        for _ in range(int(rng.integers(4)) if counts is not None else 0):
+            if number == count:
+                return
+            call = layer.LayerCall(
+                name=call.name, evaluation=call.evaluation + 1,
+                requantization=_requantization(rng, shape), convolution=call.convolution,
+                detector_base=call.detector_base, threshold=call.threshold, interval=call.interval)
+            yield call, None
+            number += 1
+
+
+def _fullest(config, what):
+    """The shape that leaves least of one buffer unused, and of these the one of least work."""
+    best, best_rank = None, None
+    planes = [(1 << a, 1 << b) for a in range(1, 7) for b in range(a, 7)]
+    step = config.vector
+    for format, kernel, channels, outputs, (height, width) in itertools.product(
+            (Format.A4U, Format.MX8), (1, 3), range(step, config.max_channels + 1, step),
+            range(step, config.max_outputs + 1, step), planes):
+        shape = lowering.Shape(
+            format=format, kernel=kernel, height=height, width=width, channels=(channels,),
+            outputs=outputs, vector=config.vector, residual=False,
+            sparse=config.sparse_pes > 0 and format == Format.A4U)
+        needs = {name: need for _, name, need, _ in lowering.demands(shape, config, 0)}
+        rank = needs.get(what, 0), -_products(shape)
+        if best is not None and rank <= best_rank:
+            continue
+        try:
+            lowering.check_shape(what, shape, config)
+        except lowering.FitError:
+            continue
+        best, best_rank = shape, rank
+    return best
+
+
+def edge_calls(rng, config):
+    """Yield calls of edge sizes, with counts: the smallest, the widest, and buffers just full."""
+    for format, kernel in itertools.product(Format, (1, 3)):
+        for height, width in ((1, 1), (1, 5), (5, 1), (2, 2)):
+            yield random_call(
+                rng, config, name=f"{format.name} {kernel}x{kernel} {height}x{width}",
+                format=format, kernel=kernel, height=height, width=width, channels=(1,), outputs=1)
+    most, vector = config.max_channels, config.vector
+    for format in (Format.A4U, Format.A4S, Format.MX8):
+        for channels in ((most,), (most - vector, vector), (1, 1), (vector + 1,), (1, vector - 1)):
+            yield random_call(rng, config, name=f"{format.name} channels {channels}",
+                              format=format, channels=channels, height=3, width=4,
+                              outputs=_pick(rng, vector - 1, vector, vector + 1))
+        yield random_call(rng, config, name=f"{format.name} outputs {config.max_outputs}",
+                          format=format, outputs=config.max_outputs, channels=(vector,), height=2,
+                          width=3)
+    yield random_call(rng, config, name=f"IN16 channels {vector}", format=Format.IN16,
+                      channels=(vector,), height=4, width=4)
+    demands = lowering.demands(_shape(rng, config, {"format": Format.A4U}), config, 0)
+    for error, name, _, _ in demands:
+        if error not in (Error.SHAPE, Error.DETECTOR):
+            yield _call(rng, config, _fullest(config, name), f"most {name}", int(rng.integers(4)))
