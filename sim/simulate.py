@@ -1,0 +1,405 @@
+"""Layer calls on the RTL, compared with golden and with the cycle model.
+
+Golden results and memory images are made in this process while the simulator, a process of its own,
+runs the passes before; both meet in a folder of files (`sim.layer_bench`).
+"""
+
+import collections
+import dataclasses
+import functools
+import importlib.resources
+import json
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from golden import convolution, detector, layer
+from hw import registers
+from hw.descriptor import Format
+from sim import lowering, verilator
+from sim.compare import Comparison, compare_convolve, compare_detector, compare_requantize
+from sim.cycles import conv_cycles
+
+__all__ = ["MemoryModel", "Record", "Report", "core_verilog", "build", "simulate"]
+
+AHEAD = 12   # passes that are prepared before the first of them is compared
+COUNTERS = ("total_cycles", "compute_cycles", "dense_busy", "sparse_busy", "stall_cycles",
+            "dense_work", "sparse_work", "saturations")
+CYCLES = {"compute_cycles": "compute", "dense_busy": "dense_busy", "sparse_busy": "sparse_busy",
+          "stall_cycles": "stall"}   # register: key of the cycle model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryModel:
+    """How the bench's memory behaves; a stall of n holds its channel back in n of 256 cycles."""
+
+    read_latency: int = 4
+    write_latency: int = 4
+    read_stall: int = 0
+    response_stall: int = 0
+    write_stall: int = 0
+    answer_stall: int = 0
+    seed: int = 1
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            low = 1 if field.name in ("read_latency", "write_latency", "seed") else 0
+            high = (1 << 32) - 1 if field.name == "seed" else 255
+            if not low <= value <= high:
+                raise ValueError(f"{field.name} must be in {low}..{high}, not {value!r}")
+
+    @property
+    def stalls(self):
+        """Whether any channel is ever held back."""
+        return bool(self.read_stall or self.response_stall or self.write_stall
+                    or self.answer_stall)
+
+    @property
+    def slowdown(self):
+        """How many times longer a pass may take."""
+        most = max(self.read_stall, self.response_stall, self.write_stall, self.answer_stall)
+        return 4 * (1 + max(self.read_latency, self.write_latency) // 16) * 256 / (256 - most)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one layer call took, and whether it was right.
+
+    Members
+    -------
+    layer, evaluation, format : of the call
+    elements_compared, elements_different : of everything that was compared
+    dense_channels, sparse_channels : by label
+    requantize, convolve : registers of the passes by name, with ``reads`` and ``writes`` in words
+    mismatches : list of sim.compare.Mismatch, the first of each kind
+    """
+
+    layer: str
+    evaluation: int
+    format: str
+    elements_compared: int
+    elements_different: int
+    dense_channels: int
+    sparse_channels: int
+    requantize: dict
+    convolve: dict
+    mismatches: list
+
+    def as_dict(self):
+        """Plain data, mismatches as texts."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"mismatches": [str(mismatch) for mismatch in self.mismatches]}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Report:
+    """What a run of layer calls showed.
+
+    Members
+    -------
+    records : list of Record, in the order of the calls
+    compared, different : elements by kind
+    counts_written : layer calls whose labels came through registers, not from the core's own pass
+    build_seconds, run_seconds : for the simulator; for everything else
+    simulation_seconds : of the run, those in which the core worked on a pass
+    """
+
+    records: list = dataclasses.field(default_factory=list)
+    compared: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    different: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    counts_written: int = 0
+    build_seconds: float = 0.0
+    run_seconds: float = 0.0
+    simulation_seconds: float = 0.0
+
+    @property
+    def mismatch(self):
+        """The first difference of the run, or None."""
+        return next((mismatch for record in self.records for mismatch in record.mismatches), None)
+
+    def total(self, kind, name):
+        """Sum of a counter over the passes of ``kind``, "requantize" or "convolve"."""
+        return sum(getattr(record, kind).get(name, 0) for record in self.records)
+
+    @property
+    def cycles(self):
+        """Cycles of all passes."""
+        return self.total("requantize", "total_cycles") + self.total("convolve", "total_cycles")
+
+    def as_dict(self):
+        """Plain data for a JSON file."""
+        return {
+            "elements_compared": self.compared.total(),
+            "elements_different": self.different.total(),
+            "compared": dict(self.compared),
+            "different": dict(self.different),
+            "mismatch": None if self.mismatch is None else str(self.mismatch),
+            "layers": len({record.layer for record in self.records}),
+            "evaluations": sorted({record.evaluation for record in self.records}),
+            "calls": len(self.records),
+            "cycles": self.cycles,
+            "requantize_cycles": self.total("requantize", "total_cycles"),
+            "convolve_cycles": self.total("convolve", "total_cycles"),
+            "compute_cycles": self.total("convolve", "compute_cycles"),
+            "counts_written": self.counts_written,
+            "build_seconds": round(self.build_seconds, 3),
+            "run_seconds": round(self.run_seconds, 3),
+            "simulation_seconds": round(self.simulation_seconds, 3),
+            "cycles_per_second": round(self.cycles / (self.simulation_seconds or 1)),
+            "records": [record.as_dict() for record in self.records],
+        }
+
+
+@functools.cache
+def core_verilog(config):
+    """Verilog of the core of ``config``, module ``sqdm_core``."""
+    from hw.core import Core
+    from hw.verilog import emit
+
+    return emit(Core(config), "sqdm_core")
+
+
+def build(config, *, verilog=None, waves=False, cache_dir=None):
+    """Build the layer bench around a core, or find it in the cache; returns the simulator.
+
+    Parameters
+    ----------
+    config : Config
+    verilog : str
+        Module ``sqdm_core``, where it is not the one that ``config`` gives.
+    waves, cache_dir
+        See `sim.verilator.build`.
+    """
+    bench = importlib.resources.files("sim").joinpath("bench.sv").read_text()
+    memory_width = min(config.address_width, 22)
+    return verilator.build(
+        {"sqdm_core.v": core_verilog(config) if verilog is None else verilog, "bench.sv": bench},
+        "bench", waves=waves, cache_dir=cache_dir, build_args=[
+            f"-GVECTOR={config.vector}", f"-GADDRESS_WIDTH={config.address_width}",
+            f"-GMEMORY_WIDTH={memory_width}"])
+
+
+def simulate(calls, config, *, memory=None, placement=None, verilog=None, waves=None,
+             keep_going=False, progress=None, folder=None, cache_dir=None):
+    """Run layer calls on the RTL and compare everything they leave behind.
+
+    Each call is a requantization pass and a convolution pass that reads what the first one wrote.
+    The detector keeps its counts from call to call.
+
+    Parameters
+    ----------
+    calls : iterable of (golden.layer.LayerCall, counts)
+        ``counts`` are the (slots,) zero counts that the labels of the call follow from; where the
+        core does not hold them already, they are written through registers. None: what the core
+        holds. Calls are taken one by one, while earlier ones run.
+    config : Config
+    memory : callable
+        `MemoryModel` of each call, from its number; by default memory never stalls, and cycles are
+        compared with the cycle model.
+    placement : callable
+        Keywords for `sim.lowering.lower` from the number of the call.
+    verilog : str
+        See `build`.
+    waves : Path
+        Where to write waves.
+    keep_going : bool
+        Run all calls even if one differs.
+    progress : callable
+        Called with each `Record` when it is complete.
+    folder : Path
+        Where to put the files of the run; by default a temporary folder, kept only if the
+        simulator fails.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    sim.lowering.FitError
+        If a layer does not fit the core.
+    sim.verilator.BuildError, sim.verilator.SimulationError
+        If the simulator cannot be built, or ends without results.
+    """
+    report = Report()
+    began = time.monotonic()
+    simulator = build(config, verilog=verilog, waves=waves is not None, cache_dir=cache_dir)
+    report.build_seconds = time.monotonic() - began
+    own = folder is None
+    folder = Path(tempfile.mkdtemp(prefix="sqdm-simulate-")) if own else Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _Run(config, folder, report, memory or (lambda number: MemoryModel()),
+         placement or (lambda number: {}), keep_going, progress).all(calls, simulator, waves)
+    if own:
+        shutil.rmtree(folder)
+    return report
+
+
+class _Run:
+    """The feeding and collecting end of a run in ``folder``."""
+
+    def __init__(self, config, folder, report, memory, placement, keep_going, progress):
+        self.config, self.folder, self.report = config, folder, report
+        self.memory, self.placement = memory, placement
+        self.keep_going, self.progress = keep_going, progress
+        self.held = np.full(config.detector_depth, -1)   # what the detector keeps; -1: not known
+        self.passes = 0
+        self.waiting = collections.deque()               # calls fed and not yet collected
+        self.failure = None
+
+    def all(self, calls, simulator, waves):
+        """Feed, run and collect all calls."""
+        thread = threading.Thread(target=self._simulate, args=(simulator, waves))
+        thread.start()
+        began = time.monotonic()
+        try:
+            for number, (call, counts) in enumerate(calls):
+                self._feed(number, call, counts)
+                while len(self.waiting) * 2 > AHEAD and self._collect(thread):
+                    pass
+                if self._stopped():
+                    break
+            self._end(self.passes)
+            while self.waiting and not self._stopped():
+                self._collect(thread)
+        finally:
+            self._end(0)
+            thread.join()
+            self.report.run_seconds = time.monotonic() - began
+        if self.failure is not None:
+            raise self.failure
+
+    def _simulate(self, simulator, waves):
+        try:
+            verilator.run(simulator, "sim.layer_bench", folder=self.folder, waves=waves)
+        except Exception as error:   # for the thread that waits
+            self.failure = error
+
+    def _stopped(self):
+        hung = any(mismatch.what == "end of the pass" for record in self.report.records[-1:]
+                   for mismatch in record.mismatches)
+        return hung or (self.report.mismatch is not None and not self.keep_going)
+
+    def _end(self, passes):
+        """Tell the bench how many passes there are in all; it stops when it has run as many."""
+        if not (self.folder / "end").exists() or passes == 0:
+            self._write("end", str(passes))
+
+    def _write(self, name, text):
+        (self.folder / "partial").write_text(text)
+        (self.folder / "partial").rename(self.folder / name)
+
+    def _feed(self, number, call, counts):
+        """Prepare both passes of a call."""
+        config = self.config
+        lowered = lowering.lower(call, config, **self.placement(number))
+        shape = lowered.shape
+        entries = slice(call.detector_base, call.detector_base + shape.slots)
+        held = self.held[entries]
+        writes = []
+        labelled = shape.format in (Format.A4U, Format.A4S)
+        if labelled and counts is None:
+            if (held < 0).any():
+                raise ValueError(f"{call.name}: counts must be given, the core holds none yet")
+            counts = torch.tensor(held)
+        elif labelled and (held != np.asarray(counts)).any():
+            held[:] = counts
+            entry, count = registers.number("detector_entry"), registers.number("detector_count")
+            writes = [(entry, call.detector_base), *((count, int(value)) for value in counts)]
+            self.report.counts_written += 1
+        labels = counts if shape.sparse else torch.zeros(shape.slots, dtype=torch.bool)
+        result = layer.run(call, labels, config.vector)
+        if labelled and call.evaluation % call.interval == 0:
+            held[:] = result.zero_counts
+        lists = detector.permutation(result.labels, result.codes.valid, config.vector,
+                                     natural=shape.mx)
+        model = self.memory(number)
+        known = len(held) == shape.slots and (held >= 0).all()
+        stored = held.copy() if known else None
+        rereads = [] if stored is None else [(
+            [(registers.number("detector_entry"), call.detector_base)],
+            [registers.number("detector_count")] * shape.slots)]
+        self._feed_pass(lowered.requantize, model, writes, rereads)
+        self._feed_pass(lowered.convolve, model, [], [])
+        self.waiting.append((call, lowered, result, lists, stored, model))
+
+    def _feed_pass(self, pass_, model, writes, rereads):
+        with open(self.folder / f"{self.passes}.load", "wb") as file:
+            for first, words in pass_.load:
+                file.write(np.array([first, len(words)], ">u4").tobytes())
+                file.write(np.ascontiguousarray(words[:, ::-1]).tobytes())
+        windows = ("read_base", "read_limit", "write_base", "write_limit")
+        settings = dataclasses.asdict(model) | {name: pass_.fields[name] for name in windows}
+        self._write(f"{self.passes}.json", json.dumps({
+            "memory": settings | {"descriptor": pass_.descriptor},
+            "writes": [*writes, *pass_.registers],
+            "limit": int(pass_.limit * model.slowdown),
+            "reads": [registers.number(name) for name in ("status", *COUNTERS)],
+            "rereads": rereads,
+            "dump": [pass_.window.address, pass_.window.words],
+        }))
+        self.passes += 1
+
+    def _answer(self, number, thread):
+        """Results of a pass and the words of its window; waits for them."""
+        path = self.folder / f"{number}.result.json"
+        while not path.exists():
+            if not thread.is_alive() and not path.exists():
+                raise self.failure or RuntimeError(f"pass {number} must have a result")
+            time.sleep(0.002)
+        answer = json.loads(path.read_text())
+        names = ("status", *COUNTERS)
+        answer |= dict(zip(names, answer.pop("registers"), strict=True))
+        words = np.fromfile(self.folder / f"{number}.dump", np.uint8)
+        for suffix in ("json", "result.json", "dump"):
+            (self.folder / f"{number}.{suffix}").unlink()
+        return answer, words.reshape(-1, self.config.vector // 2)
+
+    def _collect(self, thread):
+        """Compare the oldest call that waits; False if the run has come to its end with it."""
+        call, lowered, result, lists, stored, model = self.waiting.popleft()
+        number = self.passes - 2 * (len(self.waiting) + 1)
+        comparison = Comparison(call.name, call.evaluation)
+        answers = []
+        answer, words = self._answer(number, thread)
+        answers.append(answer)
+        compare_requantize(comparison, lowered, result, lists, answer, words)
+        if not answer["hung"]:
+            if stored is not None:
+                compare_detector(comparison, lowered, stored, answer["rereads"][0])
+            answer, words = self._answer(number + 1, thread)
+            answers.append(answer)
+            work, cycles = self._model(call, lowered.shape, result, model)
+            compare_convolve(comparison, lowered, result, work, cycles, answer, words)
+        self.report.simulation_seconds += sum(answer["seconds"] for answer in answers)
+        answers += [{}] * (2 - len(answers))
+        record = Record(
+            layer=call.name, evaluation=call.evaluation, format=lowered.shape.format.name,
+            elements_compared=comparison.compared.total(),
+            elements_different=comparison.different.total(),
+            dense_channels=int(sum(part != detector.NO_CHANNEL for part in lists[0])),
+            sparse_channels=len(lists[1]), mismatches=comparison.mismatches,
+            **{name: {key: answer[key] for key in (*COUNTERS, "reads", "writes") if key in answer}
+               for name, answer in zip(("requantize", "convolve"), answers, strict=True)})
+        self.report.records.append(record)
+        self.report.compared += comparison.compared
+        self.report.different += comparison.different
+        if self.progress is not None:
+            self.progress(record)
+        return not self._stopped()
+
+    def _model(self, call, shape, result, model):
+        """Work of both sides, and cycles by register name unless memory stalls."""
+        config = self.config
+        arguments = result.codes, result.labels, shape.kernel, shape.outputs
+        work = convolution.work(*arguments, config.dense_lanes, config.sparse_lanes)
+        if model.stalls:
+            return work, None
+        cycles = conv_cycles(*arguments, config)
+        return work, {register: int(cycles[key]) for register, key in CYCLES.items()}
