@@ -85,10 +85,10 @@ class ChannelLists(wiring.Component):
         layout = entry_layout(self.config)
         half_bits = self.row_bits - 1
 
-        m.submodules.lists = lists = memory.Memory(
+        m.submodules.store = store = memory.Memory(
             shape=layout.size * quad, depth=1 << self.row_bits, init=[])
-        read = lists.read_port()
-        write = lists.write_port(granularity=layout.size)
+        read = store.read_port()
+        write = store.write_port(granularity=layout.size)
 
         # cycle 1: ask for the slot's label
         scanning = Signal()

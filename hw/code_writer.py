@@ -274,36 +274,36 @@ class CodeWriter(wiring.Component):
             scale_mapper.pixel.eq(cycle_2.pixel),
         ]
         slots = [Mux(entry.pad, 0xFFFF, entry.slot) for entry in (entries[n] for n in range(quad))]
-        word = Signal(write_layout(self.config))
-        m.d.comb += [word.strobe.eq(~0), emits.eq(cycle_2.valid)]
+        composed = Signal(write_layout(self.config))
+        m.d.comb += [composed.strobe.eq(~0), emits.eq(cycle_2.valid)]
         with m.Switch(cycle_2.part):
             with m.Case(Part.HEADER):
                 m.d.comb += [
-                    word.address.eq(self.permutation),
-                    word.data.eq(Cat(self.dense_count, Const(0, 16 - len(self.dense_count)),
+                    composed.address.eq(self.permutation),
+                    composed.data.eq(Cat(self.dense_count, Const(0, 16 - len(self.dense_count)),
                                      self.sparse_count)),
                 ]
             with m.Case(Part.ORDER):
                 m.d.comb += [
-                    word.address.eq(self.permutation + 1 + cycle_2.index),
-                    word.data.eq(Cat(slot[:16] for slot in slots)),
+                    composed.address.eq(self.permutation + 1 + cycle_2.index),
+                    composed.data.eq(Cat(slot[:16] for slot in slots)),
                 ]
             with m.Case(Part.SCALE):
                 m.d.comb += [
-                    word.address.eq(scale_mapper.address),
-                    word.data.eq(self.scale.replicate(port // 8)),
-                    word.strobe.eq(Const(1, port // 8) << scale_mapper.byte),
+                    composed.address.eq(scale_mapper.address),
+                    composed.data.eq(self.scale.replicate(port // 8)),
+                    composed.strobe.eq(Const(1, port // 8) << scale_mapper.byte),
                 ]
             with m.Case(Part.CODES):
                 m.d.comb += [
-                    word.address.eq(activation_mapper.address),
-                    word.data.eq(low_word),
+                    composed.address.eq(activation_mapper.address),
+                    composed.data.eq(low_word),
                     emits.eq(cycle_2.valid & (cycle_2.index[:2] == 3)),
                 ]
             with m.Case(Part.COUNT):
                 m.d.comb += [
-                    word.address.eq(self.counts + (cycle_2.index >> quad_bits)),
-                    word.data.eq(self.count_row_data),
+                    composed.address.eq(self.counts + (cycle_2.index >> quad_bits)),
+                    composed.data.eq(self.count_row_data),
                     emits.eq(cycle_2.valid & (cycle_2.index[:quad_bits] == 0)),
                 ]
 
@@ -321,7 +321,7 @@ class CodeWriter(wiring.Component):
         with m.Elif(room & emits):
             m.d.sync += [
                 self.write.valid.eq(1),
-                self.write.payload.eq(word),
+                self.write.payload.eq(composed),
                 second.eq(high_word),
                 pending.eq(has_planes & (cycle_2.part == Part.CODES)),
             ]
