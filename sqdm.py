@@ -1,9 +1,11 @@
 """The command `sqdm`: what each subcommand needs is imported inside it, so that help is quick."""
 
+import dataclasses
 import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +73,22 @@ def _write_json(path, value):
     _write(path, json.dumps(value, indent=2) + "\n")
 
 
+def _status(text):
+    """A line with a spinner for work that takes seconds; nothing where output is not a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+def _print_table(table):
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)   # in place of 80, for names of layers
+    console.print(table)
+
+
 def _print_version(value: bool):
     if value:
         from importlib.metadata import version
@@ -90,6 +108,62 @@ def options(
 
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.")]
+Preset = Annotated[str, typer.Option(help="Name of a configuration, or path of a TOML file.")]
+Json = Annotated[Path | None, typer.Option("--json", help="File for the results, as JSON.")]
+Model = Annotated[str, typer.Argument(help="Name of a shipped model, or path of a model file.")]
+
+
+@app.command()
+def generate(preset: Preset = "small", out: Out = Path("build/verilog")):
+    """Write the Verilog of a core, and a JSON file with its ports, registers and descriptor."""
+    from hw import config
+
+    choices = config.load(preset)
+    out = _output_folder(out)
+
+    from hw import verilog   # Amaranth takes a second: only for a configuration that can be built
+
+    with _status(f"generating {choices.name}"):
+        began = time.monotonic()
+        text, description = verilog.generate(choices)
+        seconds = time.monotonic() - began
+    name = description["module"]
+    _write(out / f"{name}.v", text)
+    _write_json(out / f"{name}.json", description)
+    print(f"{out / name}.v: {choices.name}, {choices.multipliers} multipliers, "
+          f"{text.count(chr(10))} lines in {seconds:.1f} s; described in {name}.json")
+
+
+@app.command()
+def info(model: Model, json_file: Json = None):
+    """Print what a model is: its origin, and size, work and shape of every layer."""
+    from rich.table import Table
+
+    from golden.checkpoint import load_model
+    from golden.network import layer_shapes
+
+    network, record = load_model(model)
+    shapes = layer_shapes(network.unet)
+    total = sum(shape.macs for shape in shapes)
+    facts = {
+        "parameters": sum(value.numel() for value in network.parameters()),
+        "macs": total,
+        "layers": [{**dataclasses.asdict(shape), "macs": shape.macs} for shape in shapes],
+        "record": record,
+    }
+    if json_file:
+        _write_json(json_file, facts)
+    origin = ", ".join(f"{name} {value}" for name, value in record.items()
+                       if name != "architecture" and value is not None)
+    print(f"{origin}\n{facts['parameters']:,} parameters, {total:,} MACs an evaluation")
+    table = Table("layer", "channels", "outputs", "pixels", "kernel", "MACs", "share")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for shape in shapes:
+        table.add_row(shape.name, " + ".join(map(str, shape.segments)), str(shape.cout),
+                      f"{shape.height}x{shape.width}", f"{shape.kernel}x{shape.kernel}",
+                      f"{shape.macs:,}", f"{shape.macs / total:.1%}")
+    _print_table(table)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The frame: command line, make, wheel, rules about the sources, and the checks themselves."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -49,6 +50,51 @@ def test_help_without_torch(arguments):
                           text=True)
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory):
+    """What `sqdm generate` writes for the smallest preset, torch not being loaded."""
+    folder = tmp_path_factory.mktemp("generated")
+    code = (
+        "import sys, sqdm\n"
+        "sys.argv[1:] = ['generate', '--preset', 'tiny', '--out', 'verilog']\n"
+        "try:\n    sqdm.main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    return folder / "verilog"
+
+
+def test_generate(generated):
+    assert sorted(path.name for path in generated.iterdir()) == ["sqdm_core.json", "sqdm_core.v"]
+    text = (generated / "sqdm_core.v").read_text()
+    described = json.loads((generated / "sqdm_core.json").read_text())
+    assert re.search(rf"^module {described['module']}\b", text, re.MULTILINE)
+    assert described["parameters"]["name"] == "tiny"
+    assert str(ROOT) not in text + json.dumps(described)
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("vector = 7", r"must be 16 or 32, not 7"),
+    ("lanes = 4", r"lanes is not a field; the fields are .*"),
+    ("vector = ", r"is not TOML: .*"),
+])
+def test_generate_refuses_a_wrong_configuration(text, line, tmp_path):
+    (tmp_path / "core.toml").write_text(text)
+    done = command("generate", "--preset", tmp_path / "core.toml", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"sqdm: .*core\.toml: .*{line}\n", done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_refuses_an_unknown_preset(tmp_path):
+    done = command("generate", "--preset", "absent", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert re.fullmatch(r"sqdm: preset must be one of tiny, .*, not 'absent'\n", done.stderr)
 
 
 def test_version():
@@ -237,11 +283,19 @@ def installed(wheel, tmp_path_factory):
         return subprocess.run([folder / "venv" / "bin" / "sqdm", *map(str, arguments)], cwd=empty,
                               capture_output=True, text=True)
 
+    run.folder = empty
     return run
 
 
 def test_wheel_runs(installed):
     assert installed("--version").stdout == command("--version").stdout
+
+
+def test_wheel_generates_the_same_bytes(installed, generated):
+    done = installed("generate", "--preset", "tiny", "--out", "verilog")
+    assert done.returncode == 0, done.stderr
+    for path in generated.iterdir():
+        assert (installed.folder / "verilog" / path.name).read_bytes() == path.read_bytes()
 
 
 # Rules about the sources
