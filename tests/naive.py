@@ -29,11 +29,13 @@ def e4m3_value(code):
 
 
 VALUES = [e4m3_value(code) for code in E4M3_CODES]
+UNITS = [int(value * 512) for value in VALUES]    # every value is a multiple of the smallest
 
 
 def e4m3_encode(value):
     """Nearest of all codes, the even one of two equally near; 448 for anything above."""
-    return min(E4M3_CODES, key=lambda code: (abs(VALUES[code] - value), code & 1))
+    above, below = 512 * value.numerator, value.denominator
+    return min(E4M3_CODES, key=lambda code: (abs(UNITS[code] * below - above), code & 1))
 
 
 def slot_list(channels, vector):
@@ -144,17 +146,18 @@ def accumulate(codes, scales, format, weight_codes, weight_scales, kernel, vecto
         for row in range(height):
             plane.append([])
             for column in range(width):
-                total = Fraction(0)
+                total = 0
                 for tap, y, x in taps(kernel, height, width, row, column):
                     for slot in range(slots):
                         code = codes[slot][y][x] * weights[slot][tap // kernel][tap % kernel]
+                        if code == 0:
+                            continue
                         both = scales[slot // size][y][x], weight_scale[tap][slot // size]
                         if format in (MX8, IN16):
                             total += code * 2 ** sum(both)
                         else:
-                            total += code * VALUES[both[0]] * VALUES[both[1]] * 2 ** 18
-                assert total.denominator == 1
-                plane[-1].append(int(total))
+                            total += code * UNITS[both[0]] * UNITS[both[1]]
+                plane[-1].append(total)
         acc.append(plane)
     return acc
 
