@@ -46,9 +46,9 @@ class ScaleUnit(wiring.Component):
     """Scales the sums of ``lanes`` output channels, one a cycle, into exact partial sums.
 
     ``load`` takes all ``sums``; every ``step`` scales the next lane, lane 0 first, and adds it to
-    partial sum ``lane`` of ``bank`` (or replaces it, with ``first_add``). The product and the addition
-    never round: width is `Config.accumulator_width`. A partial sum is final `latency` = 4 cycles
-    after its step. ``load`` may come in the cycle of the last step.
+    partial sum ``lane`` of ``bank`` (or replaces it, with ``first_add``). Neither the product nor
+    the addition rounds: sums are `Config.accumulator_width` bits wide. A partial sum is final
+    `latency` = 4 cycles after its step. ``load`` may come in the cycle of the last step.
 
     Members
     -------

@@ -82,7 +82,8 @@ def fold_initial_values(text):
     def loop(match):
         depth = match.group(0).count("\n")
         name, zero = match.group("name"), match.group("zero")
-        return (f"    for (integer word = 0; word < {depth}; word = word + 1)\n"
-                f"      {name}[word] = {zero};\n")
+        return (f"    for (integer initial_word = 0; initial_word < {depth};"
+                f" initial_word = initial_word + 1)\n"
+                f"      {name}[initial_word] = {zero};\n")
 
     return re.sub(line, loop, text)
