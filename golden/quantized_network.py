@@ -1,0 +1,366 @@
+"""A network in the formats of the accelerator, run as fake quantization and as exact integers.
+
+Both executions share the constants that `golden.quantize` found. Between layers there are 16-bit
+tensors with an exponent each; they travel through the UNet as floats, which hold them exactly.
+"""
+
+import contextlib
+import dataclasses
+import math
+
+import torch
+from torch.nn import functional
+
+from golden import a4, detector, e4m3, epilogue, layer, mxint8, network
+from golden.layer import Convolution, LayerCall, Requantization
+from golden.requantizer import Format, slots, spread
+from golden.sampler import evaluations, sample
+
+__all__ = ["QuantizedLayer", "QuantizedModel", "Evaluated", "executing", "to_integers",
+           "layer_calls", "evaluate", "trajectory"]
+
+Y_UNIT = -10               # the requantizer counts units of 2^-10 * sA
+RESIZED_GAIN = 1 << 7      # of the identity affine: 16-bit values fill the 23 bits of y
+VECTOR = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizedLayer:
+    """Constants of a quantized layer, independent of V.
+
+    Members
+    -------
+    name : of the layer
+    format : Format of its input
+    segments : channels of each input segment
+    height, width : of the convolution's input and output
+    kernel : 1 or 3
+    tensor_scale : sA; a power of two for MX8, IN16 and where the input is resampled
+    segment_exponents : of each 16-bit input segment
+    prologue_exponent : of the 16-bit tensor that the host makes by GroupNorm, ReLU and filter;
+        None where the requantizer applies GroupNorm and ReLU
+    residual_exponent : of the 16-bit residual, or None
+    exponent : of the 16-bit output
+    weight_codes : (Cout, Cin, k, k) int8
+    weight_scales : (Cout, k * k, groups) uint8; a group is all channels (A4, IN16) or 32 (MX8)
+    weight_unit : sW, or the power of two uW
+    align_shift, scale_shift, residual_multiplier : of the epilogue
+    multiplier : (Cout,) int16
+    bias : (evaluations or 1, Cout) int32; includes the embedding of each evaluation
+    threshold : zeros / pixels, in units of 1/65536, from which a channel is sparse
+    zeros : (evaluations, Cin) int32, zero codes in an image, mean of the calibration images
+    """
+
+    name: str
+    format: Format
+    segments: tuple
+    height: int
+    width: int
+    kernel: int
+    tensor_scale: float
+    segment_exponents: tuple
+    prologue_exponent: int
+    residual_exponent: int
+    exponent: int
+    weight_codes: torch.Tensor
+    weight_scales: torch.Tensor
+    weight_unit: float
+    align_shift: int
+    scale_shift: int
+    residual_multiplier: int
+    multiplier: torch.Tensor
+    bias: torch.Tensor
+    threshold: int
+    zeros: torch.Tensor
+
+    @property
+    def macs(self):
+        return self.weight_codes.numel() * self.height * self.width
+
+    @property
+    def sparse_capable(self):
+        """Whether its input channels carry labels: A4, not MX8 or IN16."""
+        return self.format in (Format.A4U, Format.A4S)
+
+    def weight(self):
+        """The weights that codes and scales represent, (Cout, Cin, k, k) float32."""
+        return decode_weights(self.format, self.weight_codes, self.weight_scales, self.weight_unit)
+
+    def slots(self, vector):
+        """Number of slots of the input."""
+        return slots(list(self.segments), vector)[1]
+
+    def requantization(self, norm, relu, x, vector):
+        """Requantization of the 16-bit integer segments `x` [(C, H, W)], as they were stored.
+
+        `norm` is the layer's GroupNorm or None. Where the input is resampled, `x` is what the host
+        made of it, and the affine only shifts.
+        """
+        if self.format == Format.IN16:
+            return Requantization(x, None, None, 0, False, self.format)
+        if self.prologue_exponent is not None:
+            gain = spread(torch.full((sum(self.segments),), RESIZED_GAIN), self.segments, vector)
+            return Requantization(x, gain, torch.zeros_like(gain), 0, relu, self.format)
+        gain, offset = affine(norm, x, self.segment_exponents)
+        unit = self.tensor_scale * 2.0 ** Y_UNIT
+        gain = gain * torch.cat([
+            torch.full((len(segment),), 2.0 ** exponent, dtype=torch.float64)
+            for segment, exponent in zip(x, self.segment_exponents, strict=True)]) / unit
+        shift = exponent_below(32767, gain.abs().max().item(), 31)
+        gain = (gain * 2.0 ** shift).round().clamp(-32768, 32767).long()
+        offset = (offset / unit).round().clamp(-1 << 31, (1 << 31) - 1).long()
+        return Requantization(x, spread(gain, self.segments, vector),
+                              spread(offset, self.segments, vector), shift, relu, self.format)
+
+    def convolution(self, evaluation, residual, vector):
+        """Convolution with the 16-bit integer `residual` (Cout, H, W) or None."""
+        if self.format == Format.IN16:
+            codes = functional.pad(self.weight_codes.long(),
+                                   (0, 0, 0, 0, 0, vector - self.segments[0])).repeat(1, 2, 1, 1)
+            scales = self.weight_scales.long().repeat(1, 1, 2)
+        else:
+            codes = spread(self.weight_codes.long(), self.segments, vector, dim=1)
+            scales = self.weight_scales.long()
+        bias = self.bias[evaluation if len(self.bias) > 1 else 0].long()
+        return Convolution(codes, scales, self.kernel, self.multiplier.long(), bias,
+                           self.align_shift, self.scale_shift, residual, self.residual_multiplier)
+
+
+def decode_weights(format, codes, scales, unit):
+    """Weights (Cout, Cin, k, k) in float32 from their codes, scales (Cout, k * k, groups), unit."""
+    scales = scales.long().transpose(1, 2)                       # (Cout, groups, k * k)
+    if format in (Format.A4U, Format.A4S):
+        steps = e4m3.value(scales) * torch.tensor(unit, dtype=torch.float32)
+    else:
+        steps = torch.exp2(scales.float()) * unit
+        if format == Format.MX8:
+            steps = steps.repeat_interleave(mxint8.BLOCK, 1)[:, :codes.shape[1]]
+    return codes.float() * steps.unflatten(2, codes.shape[2:])
+
+
+def to_integers(x, exponent):
+    """`x` in units of 2^`exponent` as 16-bit integers, ties to even, saturating."""
+    return (x.double() * 2.0 ** -exponent).round().clamp(-32768, 32767).long()
+
+
+def exponent_below(limit, amax, most):
+    """Largest n in 0..`most` with amax * 2^n <= limit."""
+    if not amax > 0:
+        return most
+    return max(0, min(most, math.floor(math.log2(limit / amax))))
+
+
+def affine(norm, x, exponents):
+    """Gain and offset (Cin,) in float64 of the GroupNorm `norm` over the integer segments `x`.
+
+    Statistics are sums of integers times powers of two: exact, whatever the order. None: 1 and 0.
+    """
+    values = torch.cat([segment.double() * 2.0 ** exponent
+                        for segment, exponent in zip(x, exponents, strict=True)])
+    if norm is None:
+        return values.new_ones(len(values)), values.new_zeros(len(values))
+    grouped = values.unflatten(0, (norm.num_groups, -1)).flatten(1)     # (groups, members)
+    mean = grouped.mean(1)
+    variance = (grouped.square().mean(1) - mean.square()).clamp(min=0)
+    deviation = (variance + norm.eps).sqrt()
+    repeats = len(values) // norm.num_groups
+    gain = norm.weight.double() / deviation.repeat_interleave(repeats)
+    return gain, norm.bias.double() - mean.repeat_interleave(repeats) * gain
+
+
+@contextlib.contextmanager
+def executing(unet, executor):
+    """Let `executor` run the layers of `unet`."""
+    before, unet.executor = unet.executor, executor
+    try:
+        yield
+    finally:
+        unet.executor = before
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """An evaluation in exact integers.
+
+    Members
+    -------
+    denoised : (1, C, H, W) float32, the denoiser's output
+    calls : LayerCalls in execution order
+    results : LayerResult of each call
+    """
+
+    denoised: torch.Tensor
+    calls: list
+    results: list
+
+
+class QuantizedModel:
+    """A denoiser in the accelerator's formats; call it like the Precond that it wraps.
+
+    Members
+    -------
+    float_model : Precond
+    layers : dict of QuantizedLayer by name, in execution order
+    record : JSON values about the origin of the model
+    steps : Heun steps of the schedule whose evaluations have biases and calibration counts
+    """
+
+    def __init__(self, float_model, layers, record, steps):
+        self.float_model, self.layers = float_model, layers
+        self.record, self.steps = record, steps
+        self.weights = {name: item.weight() for name, item in layers.items()}
+
+    @property
+    def architecture(self):
+        return self.float_model.architecture
+
+    @torch.no_grad()
+    def __call__(self, x, sigma, on_input=None):
+        """Denoised images in float32 for a batch `x`, by fake quantization.
+
+        `on_input` (name, x) is called with the quantized input (N, Cin, H, W) of every layer.
+        """
+        def run(layer, segments, embedding, residual, gain):
+            return self.run_layer(layer, segments, embedding, residual, gain, on_input)
+
+        with executing(self.float_model.unet, run):
+            return self.float_model(x, sigma)
+
+    def run_layer(self, layer, segments, embedding, residual, gain, on_input=None):
+        """Execute `layer`, with the arguments of its `forward`, by fake quantization."""
+        item = self.layers[layer.name]
+        x = self.quantize_input(item, layer, segments)
+        if on_input is not None:
+            on_input(layer.name, x)
+        out = functional.conv2d(x, self.weights[layer.name], layer.bias,
+                                padding=layer.kernel // 2)
+        if embedding is not None:
+            out = out + embedding[:, :, None, None]
+        if residual is not None:
+            out = out + epilogue.fake_quantize(residual, item.residual_exponent)
+        return epilogue.fake_quantize(out * gain, item.exponent)
+
+    @staticmethod
+    def quantize_input(item, layer, segments):
+        """What codes and scales of the input of `layer` represent, (N, Cin, H, W)."""
+        if item.format == Format.IN16:
+            return mxint8.fake_quantize_input(segments[0], item.tensor_scale)
+        x = layer.prologue([epilogue.fake_quantize(segment, exponent) for segment, exponent
+                            in zip(segments, item.segment_exponents, strict=True)])
+        if item.prologue_exponent is not None:
+            x = epilogue.fake_quantize(x, item.prologue_exponent)
+        if item.format == Format.MX8:
+            return mxint8.fake_quantize(x, window=mxint8.window_of(item.tensor_scale))
+        return a4.fake_quantize(x, item.format == Format.A4S, item.tensor_scale)
+
+    def bases(self, vector=VECTOR):
+        """First detector entry of each layer, one after the other; dict by name.
+
+        MX8 and IN16 layers have no counts: theirs is the next layer's.
+        """
+        bases, total = {}, 0
+        for name, item in self.layers.items():
+            bases[name] = total
+            total += item.slots(vector) if item.sparse_capable else 0
+        return bases
+
+    def detector(self, vector=VECTOR):
+        """A Detector that holds the calibration counts of evaluation 0."""
+        found = [(base, self.layers[name]) for name, base in self.bases(vector).items()
+                 if self.layers[name].sparse_capable]
+        made = detector.Detector(sum(item.slots(vector) for _, item in found))
+        for base, item in found:
+            made.load(base, spread(item.zeros[0].long(), item.segments, vector))
+        return made
+
+
+@torch.no_grad()
+def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, thresholds=None,
+             on_layer=None):
+    """Run one evaluation of one image in exact integers.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+    x : (1, C, H, W), the sampler's state before the evaluation
+    evaluation : number in the schedule of `model.steps`
+    detector : Detector that gives the labels and takes the counts; None: a fresh one with the
+        calibration's counts, which are right before evaluation 0
+    vector : V
+    interval : evaluations between updates of the detector
+    thresholds : dict by layer name, in place of the model's
+    on_layer : callable (LayerCall, LayerResult) or None
+
+    Returns Evaluated.
+    """
+    schedule = evaluations(model.steps)
+    if not 0 <= evaluation < len(schedule):
+        raise ValueError(f"evaluation must be in 0..{len(schedule) - 1}, not {evaluation!r}")
+    if len(x) != 1:
+        raise ValueError(f"x must be one image, not {len(x)!r}")
+    bases = model.bases(vector)
+    detector = model.detector(vector) if detector is None else detector
+    calls, results = [], []
+
+    def run(network_layer, segments, embedding, residual, gain):
+        item = model.layers[network_layer.name]
+        call = LayerCall(
+            item.name, evaluation, prepare(item, network_layer, segments, vector),
+            item.convolution(evaluation, None if residual is None else
+                             to_integers(residual[0], item.residual_exponent), vector),
+            bases[item.name], (thresholds or {}).get(item.name, item.threshold), interval)
+        base, size = bases[item.name], item.slots(vector)
+        if item.sparse_capable:
+            result = layer.run(call, detector.read(base, size), vector)
+            detector.update(base, result.zero_counts, evaluation, interval)
+        else:
+            result = layer.run(call, torch.zeros(0, dtype=torch.int64), vector)
+        calls.append(call)
+        results.append(result)
+        if on_layer is not None:
+            on_layer(call, result)
+        return result.output[None].float() * 2.0 ** item.exponent
+
+    with executing(model.float_model.unet, run):
+        denoised = model.float_model(x, schedule[evaluation].sigma)
+    return Evaluated(denoised, calls, results)
+
+
+def prepare(item, network_layer, segments, vector):
+    """Requantization of float segments [(1, C, H, W)] that hold 16-bit values."""
+    x = [to_integers(segment[0], exponent)
+         for segment, exponent in zip(segments, item.segment_exponents, strict=True)]
+    if item.prologue_exponent is not None:
+        x = resized(item, network_layer, x)
+    return item.requantization(network_layer.norm, network_layer.relu, x, vector)
+
+
+def resized(item, network_layer, x):
+    """What the host makes of the integer segments `x` before a resampling layer, as 16 bits.
+
+    GroupNorm, activation and filter in float64; exact enough to be the same on every machine.
+    """
+    gain, offset = affine(network_layer.norm, x, item.segment_exponents)
+    values = torch.cat([segment.double() * 2.0 ** exponent for segment, exponent
+                        in zip(x, item.segment_exponents, strict=True)])
+    values = values * gain[:, None, None] + offset[:, None, None]
+    values = values.clamp(min=0) if network_layer.relu else values
+    values = network.resample(values[None], network_layer.resample)[0]
+    return list(to_integers(values, item.prologue_exponent).split(list(item.segments)))
+
+
+def layer_calls(model, x, evaluation, *, vector=VECTOR, interval=1, thresholds=None):
+    """LayerCalls of an evaluation of one image with its real activations, in execution order."""
+    return evaluate(model, x, evaluation, vector=vector, interval=interval,
+                    thresholds=thresholds).calls
+
+
+def trajectory(model, noise):
+    """(images, states) of a sampling run of `model` from unit `noise` by fake quantization.
+
+    ``states[n]`` is the sampler's state (N, C, H, W) before evaluation n, float32.
+    """
+    states = []
+    images = sample(model, noise, model.steps,
+                    lambda evaluation, x: states.append(x.float()))
+    return images, states
