@@ -84,10 +84,14 @@ class Config:
         if not 10 <= self.address_width <= 28:
             raise ConfigError(
                 f"address_width must be between 10 and 28, not {self.address_width!r}")
-        chunks = max(self.dense_lanes, self.sparse_lanes) // self.quad
-        if not is_power_of_two(self.result_depth) or self.result_depth < 2 * chunks:
-            raise ConfigError(f"result_depth must be a power of two of at least {2 * chunks}"
-                              f" (two tiles of output lanes), not {self.result_depth!r}")
+        if self.max_channels < 2 * self.vector:
+            raise ConfigError(f"max_channels must be at least {2 * self.vector} (two words, which"
+                              f" the network input takes), not {self.max_channels!r}")
+        chunks = max(2 * self.sparse_lanes, 2 * self.dense_lanes, self.max_outputs) // self.quad
+        if not is_power_of_two(self.result_depth) or self.result_depth < chunks:
+            raise ConfigError(
+                f"result_depth must be a power of two of at least {chunks} (two tiles of output"
+                f" lanes, and max_outputs), not {self.result_depth!r}")
 
     @property
     def port_width(self):

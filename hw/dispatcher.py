@@ -1,4 +1,4 @@
-"""The dispatcher: brings a convolution's operands to the PEs, each channel to the side of its label.
+"""The dispatcher: brings operands to the PEs, each channel to the side of its label.
 
 The permutation that the requantizer has written decides: the channels of its dense list go to the
 dense PE, those of its sparse list to the sparse PEs (system rules, section 4).

@@ -1,7 +1,7 @@
 """The post-processor: from exact sums of both sides to the 16-bit results of a convolution."""
 
 from amaranth import Cat, Module, Mux, Signal, signed
-from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib import fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .drain import delay

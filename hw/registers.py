@@ -29,7 +29,7 @@ REGISTERS = {
     "detector_count": (7, "read/write", {"count": (0, 16, "stored zero count; only when idle")}),
     "total_cycles": (8, "read", {"count": (0, 32, "from start to done")}),
     "compute_cycles": (9, "read", {
-        "count": (0, 32, "convolve: from the first cycle with operands loaded to the last result")}),
+        "count": (0, 32, "convolve: from operands loaded to the last sum merged")}),
     "dense_busy": (10, "read", {"count": (0, 32, "cycles in which the dense PE had work left")}),
     "sparse_busy": (11, "read", {"count": (0, 32, "cycles in which a sparse PE had work left")}),
     "stall_cycles": (12, "read", {
