@@ -75,6 +75,8 @@ class Host:
     def open(cls, device, baud, **options):
         """Host on a serial device such as ``/dev/ttyUSB0``; `options` as for the class.
 
+        As a context manager it closes the device at the end.
+
         Raises
         ------
         HostError
@@ -86,7 +88,17 @@ class Host:
             port = serial.Serial(device, baud, timeout=0.5)
         except (OSError, ValueError) as error:
             raise HostError(f"{device}: cannot be opened: {error}") from None
-        return cls(port, **options)
+        try:
+            return cls(port, **options)
+        except BaseException:
+            port.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._port.close()
 
     def read_register(self, name):
         """Value of a register.
