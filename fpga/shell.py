@@ -96,12 +96,8 @@ class Shell(wiring.Component):
         request = deframer.o.p
         number = request.argument[0]
         first = Cat(*request.argument[:protocol.ADDRESS_BYTES])
-        data_bytes = (request.length - protocol.ADDRESS_BYTES)[:16]
-        count = Signal(16)  # words of the block
-        with m.If(request.command == Command.WRITE_MEMORY):
-            m.d.comb += count.eq(data_bytes[exact_log2(word_bytes):])
-        with m.Else():
-            m.d.comb += count.eq(request.argument[protocol.ADDRESS_BYTES])
+        data_bytes = Signal(16)  # of a write
+        count = Signal(16)       # words of a block
 
         executed = Signal(data.StructLayout({"valid": 1, "sequence": 8}))
         repeated = executed.valid & (executed.sequence == request.sequence)
@@ -180,8 +176,14 @@ class Shell(wiring.Component):
                     self.csr_address.eq(registers.number("status")),
                 ]
                 m.d.sync += polled.eq(1)
+                m.d.sync += data_bytes.eq(request.length - protocol.ADDRESS_BYTES)
                 with m.If(deframer.o.valid):
-                    m.next = "Judge"
+                    m.next = "Measure"
+            with m.State("Measure"):
+                m.d.sync += count.eq(request.argument[protocol.ADDRESS_BYTES])
+                with m.If(request.command == Command.WRITE_MEMORY):
+                    m.d.sync += count.eq(data_bytes[exact_log2(word_bytes):])
+                m.next = "Judge"
             with m.State("Judge"):
                 m.d.sync += [address.eq(first), left.eq(count), byte.eq(0),
                              index.eq(protocol.ADDRESS_BYTES)]
