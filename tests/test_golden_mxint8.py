@@ -93,6 +93,7 @@ def test_weights(rng, outputs, channels, kernel):
     exponents = scales.transpose(1, 2).reshape(outputs, groups, kernel, kernel)
     exponents = exponents.repeat_interleave(32, 1)[:, :channels]
     bottom = round(torch.tensor(unit).log2().item()) + 6
+    assert 2.0 ** (bottom + 15) <= w.abs().max() < 2.0 ** (bottom + 16)
     assert torch.equal((codes << exponents).float() * unit,
                        mxint8.fake_quantize(w, window=bottom))
     for k in range(outputs):
