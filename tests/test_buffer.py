@@ -1,0 +1,64 @@
+# amaranth: UnusedElaboratable=no
+"""The buffer against a list."""
+
+import random
+
+import pytest
+
+from hw.buffer import Buffer
+from tests.pe_model import simulate
+
+
+@pytest.mark.parametrize("depth, width, columns", [(1, 4, 1), (2, 8, 2), (5, 12, 3), (8, 7, 1)])
+def test_random_traffic(depth, width, columns):
+    """Reads, column writes and both at once; every response comes `latency` cycles later."""
+    dut = Buffer(depth, width, columns)
+    rng = random.Random(depth)
+
+    async def bench(ctx):
+        words = [0] * depth
+        part = width // columns
+        mask = (1 << part) - 1
+        due = [None] * Buffer.latency      # words on their way, the next one to arrive first
+        for _ in range(600):
+            request, address = rng.random() < 0.6, rng.randrange(depth)
+            write, data = rng.getrandbits(columns) * (rng.random() < 0.6), rng.getrandbits(width)
+            target = address if rng.random() < 0.4 else rng.randrange(depth)
+            for name, value in (("request", request), ("address", address), ("write", write),
+                                ("write_address", target), ("write_data", data)):
+                ctx.set(getattr(dut, name), value)
+            assert ctx.get(dut.response) == (due[0] is not None)
+            if due[0] is not None:
+                assert ctx.get(dut.data) == due[0]
+            await ctx.tick()
+            due = due[1:] + [words[address] if request else None]
+            for column in range(columns):
+                if write >> column & 1:
+                    words[target] &= ~(mask << column * part)
+                    words[target] |= data & mask << column * part
+
+    simulate(dut, bench)
+
+
+def test_latency():
+    dut = Buffer(2, 4)
+
+    async def bench(ctx):
+        ctx.set(dut.request, 1)
+        await ctx.tick()
+        ctx.set(dut.request, 0)
+        cycles = 1
+        while not ctx.get(dut.response):
+            await ctx.tick()
+            cycles += 1
+        assert cycles == Buffer.latency
+        for _ in range(5):
+            await ctx.tick()
+            assert not ctx.get(dut.response)
+
+    simulate(dut, bench)
+
+
+def test_wrong_columns():
+    with pytest.raises(ValueError, match=r"^columns must divide width 12, not 5$"):
+        Buffer(4, 12, columns=5)
