@@ -1,0 +1,394 @@
+"""The quantized model: policy, agreement of its two executions, labels, files and their damage."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import safetensors.torch
+import torch
+
+from golden import checkpoint, detector, layer, quantize
+from golden.checkpoint import ModelError
+from golden.network import Precond
+from golden.quantized_network import (
+    evaluate, executing, layer_calls, prepare, to_integers, trajectory)
+from golden.recipes import mnist32
+from golden.requantizer import Format, slots
+from golden.sampler import draw_noise, evaluations, sample
+
+# Both resampling directions, concatenated skips that end inside a word, and attention.
+ARCHITECTURE = dataclasses.replace(mnist32.architecture, resolution=8, model_channels=12,
+                                   channel_mult=(1, 2), attention_resolutions=(4,))
+STEPS = 3
+
+
+def make(architecture=ARCHITECTURE, seed=0):
+    torch.manual_seed(seed)
+    model = Precond(architecture)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.03)
+    return model.half().float().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def float_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    checkpoint.save_model(path, make(), {"recipe": "tiny", "steps": 5})
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(float_path):
+    return quantize.quantize(float_path, images=2, steps=STEPS)
+
+
+@pytest.fixture
+def path(tmp_path, model):
+    path = tmp_path / "quantized.safetensors"
+    quantize.save(model, path)
+    return path
+
+
+def equal_calls(one, other):
+    """Whether two LayerCalls, or their parts, hold the same integers."""
+    for field in dataclasses.fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(a):
+            same = equal_calls(a, b)
+        elif isinstance(a, list):
+            same = len(a) == len(b) and all(map(torch.equal, a, b))
+        elif isinstance(a, torch.Tensor):
+            same = torch.equal(a, b)
+        else:
+            same = a == b
+        if not same:
+            return False
+    return True
+
+
+def test_policy_of_mnist32():
+    with torch.device("meta"):
+        formats = quantize.formats(Precond(mnist32.architecture).unet)
+    assert list(formats)[0] == "first" and formats.pop("first") == Format.IN16
+    assert [name for name, format in formats.items() if format == Format.MX8] == [
+        "encoder.32x32_block0.conv0", "encoder.32x32_block0.conv1",
+        "decoder.32x32_block1.conv1", "last"]
+    signed = [name for name, format in formats.items() if format == Format.A4S]
+    assert signed and all(name.endswith(".skip") for name in signed)
+
+
+def test_policy_with_attention(model):
+    assert {name: item.format.name for name, item in model.layers.items()
+            if not name.endswith(("conv0", "conv1"))} == {
+        "first": "IN16", "encoder.4x4_block0.skip": "A4S", "encoder.4x4_block0.qkv": "A4S",
+        "encoder.4x4_block0.proj": "A4S", "decoder.4x4_block0.skip": "A4S",
+        "decoder.4x4_block1.skip": "A4S", "decoder.4x4_block1.qkv": "A4S",
+        "decoder.4x4_block1.proj": "A4S", "decoder.8x8_block0.skip": "A4S",
+        "decoder.8x8_block1.skip": "A4S", "last": "MX8"}
+
+
+def test_silu_is_refused():
+    silu = Precond(dataclasses.replace(ARCHITECTURE, activation="silu"))
+    with pytest.raises(ModelError, match=r"^model: activation must be relu to be quantized, "
+                                         r"not 'silu'$"):
+        quantize.quantize_model(silu, {})
+
+
+@pytest.mark.parametrize("vector", [16, 32])
+def test_executions_agree_layer_by_layer(model, vector):
+    """On the same input, a layer's integers are its fake quantization within 40 dB.
+
+    The difference is a code at a rounding tie now and then: at most 1 % of the codes that are 0
+    in one are not in the other.
+    """
+    noise = draw_noise(1, model.architecture, 7)
+    inputs = {}
+
+    def run(network_layer, segments, embedding, residual, gain):
+        item = model.layers[network_layer.name]
+        right = model.run_layer(network_layer, segments, embedding, residual, gain,
+                                inputs.__setitem__)
+        call = layer.LayerCall(
+            item.name, 0, prepare(item, network_layer, segments, vector),
+            item.convolution(0, None if residual is None else
+                             to_integers(residual[0], item.residual_exponent), vector))
+        result = layer.run(call, torch.zeros(call_slots(call, vector), dtype=torch.bool), vector)
+        out = result.output[None] * 2.0 ** item.exponent
+        assert quantize.sqnr(right, out) > 40, item.name
+        assert result.saturations == 0 and result.output.abs().max() < 32767, item.name
+        if item.format != Format.IN16:
+            codes = result.codes.codes[slots(list(item.segments), vector)[0]]
+            differ = (codes == 0) != (inputs[item.name][0] == 0)
+            assert differ.double().mean() < 0.01, item.name
+        return out.float()
+
+    with executing(model.float_model.unet, run):
+        model.float_model(noise * 80, 80.0)
+    assert list(inputs) == list(model.layers)
+
+
+def call_slots(call, vector):
+    channels = [len(segment) for segment in call.requantization.segments]
+    return slots(channels, vector)[1]
+
+
+def test_integer_evaluation_is_as_good_as_the_float_one(model):
+    _, states = trajectory(model, draw_noise(1, model.architecture, 3))
+    for evaluation, x in zip(evaluations(STEPS), states, strict=True):
+        right = model.float_model(x, evaluation.sigma)
+        integer = quantize.sqnr(right, evaluate(model, x, evaluation.index).denoised)
+        fake = quantize.sqnr(right, model(x, evaluation.sigma))
+        assert min(integer, fake) > 10
+        assert abs(integer - fake) < 3
+
+
+def test_layer_calls_run_alone(model):
+    """What a bench gets are the calls of the integer execution, and they stand on their own."""
+    x = draw_noise(1, model.architecture, 3) * 80
+    done = evaluate(model, x, 1)
+    calls = layer_calls(model, x, 1)
+    assert [call.name for call in calls] == list(model.layers)
+    for call, result in zip(calls, done.results, strict=True):
+        assert equal_calls(call, done.calls[calls.index(call)])
+        counts = model.detector().read(
+            call.detector_base, len(result.labels)) if result.codes.format < 2 else torch.zeros(0)
+        again = layer.run(call, counts, 16)
+        assert torch.equal(again.output, result.output)
+        assert torch.equal(again.labels, result.labels)
+        assert torch.equal(again.codes.scales, result.codes.scales)
+
+
+def test_resampling_layers_get_an_identity(model):
+    calls = {call.name: call.requantization for call in
+             layer_calls(model, draw_noise(1, model.architecture) * 80, 0)}
+    for name in ("encoder.4x4_down.conv0", "decoder.8x8_up.conv0"):
+        item = model.layers[name]
+        assert set(calls[name].gain.tolist()) == {0, 128} and not calls[name].offset.any()
+        assert calls[name].shift == 0 and calls[name].relu
+        assert item.tensor_scale == 2.0 ** (item.prologue_exponent + 3)
+        assert calls[name].segments[0].shape == (sum(item.segments), item.height, item.width)
+
+
+def test_bias_holds_the_embedding_of_its_evaluation(model):
+    unet = model.float_model.unet
+    block, item = unet.encoder["8x8_block0"], model.layers["encoder.8x8_block0.conv0"]
+    for evaluation in evaluations(STEPS):
+        c_noise = torch.tensor([evaluation.sigma]).log() / 4
+        right = block.affine(unet.embed(c_noise))[0] + block.conv0.bias
+        found = item.bias[evaluation.index] * 2.0 ** (item.exponent - 16)
+        torch.testing.assert_close(found.float(), right, atol=1e-5, rtol=1e-4)
+    assert len(model.layers["encoder.8x8_block0.conv1"].bias) == 1
+
+
+def test_labels_follow_the_detector(model):
+    """Labels come from the counts before the evaluation: at 0, those of the calibration."""
+    _, states = trajectory(model, draw_noise(1, model.architecture, 5))
+    counts = model.detector()
+    thresholds = quantize.fixed(model)
+    before = counts.counts.clone()
+    for evaluation in (0, 1):
+        done = evaluate(model, states[evaluation], evaluation, counts, thresholds=thresholds)
+        kept = before.clone()
+        for call, result in zip(done.calls, done.results, strict=True):
+            item = model.layers[call.name]
+            if not item.sparse_capable:
+                assert call.threshold == detector.NEVER and not result.labels.any()
+                continue
+            assert call.threshold == 19661
+            window = slice(call.detector_base, call.detector_base + len(result.labels))
+            assert torch.equal(result.labels, detector.labels(
+                before[window], item.height * item.width, 19661, result.codes.valid))
+            kept[window] = result.zero_counts
+        assert torch.equal(counts.counts, kept)
+        before = kept
+    evaluate(model, states[1], 1, counts, interval=2)
+    assert torch.equal(counts.counts, before)
+
+
+def test_detector_entries_follow_each_other(model):
+    bases = model.bases()
+    four = [name for name, item in model.layers.items() if item.sparse_capable]
+    ends = [bases[name] + model.layers[name].slots(16) for name in four]
+    assert [bases[name] for name in four] == [0, *ends[:-1]]
+    assert len(model.detector().counts) == ends[-1]
+
+
+def test_balance_beats_both_extremes(model):
+    assert set(quantize.balance(model, 128, 0).values()) == {detector.NEVER}
+    sparse = quantize.balance(model, 1, 1 << 20)
+    assert all((sparse[name] == 0) == item.sparse_capable for name, item in model.layers.items())
+    item = next(item for item in model.layers.values() if item.sparse_capable)
+    pixels, cin, outputs = item.height * item.width, sum(item.segments), len(item.weight_codes)
+    # Half of the channels are all zeros: only they go to a side that is a quarter as fast.
+    zeros = torch.zeros_like(item.zeros)
+    zeros[:, :cin // 2] = pixels
+    changed = dataclasses.replace(item, zeros=zeros)
+    stand = type(model)(model.float_model, {item.name: changed}, {}, STEPS)
+    threshold = quantize.balance(stand, 4 * outputs, outputs)[item.name]
+    assert 0 < threshold <= 65536
+
+
+def test_zero_fractions(model):
+    noise = draw_noise(2, model.architecture)
+    counts = quantize.zero_counts(model, noise)
+    for name, item in model.layers.items():
+        assert torch.equal((counts[name].double() / 2).round().int(), item.zeros), name
+    assert 0.2 < quantize.zero_fraction(model) < 0.9
+
+
+def test_sqnr():
+    assert quantize.sqnr(torch.tensor([3.0]), torch.tensor([3.3])) == pytest.approx(20, abs=1e-4)
+    assert quantize.sqnr(torch.ones(2), torch.ones(2)) == float("inf")
+
+
+def test_denoiser_sqnr(model):
+    found = quantize.denoiser_sqnr(model, draw_noise(2, model.architecture, 9))
+    assert len(found) == len(evaluations(STEPS)) and min(found) > 10
+
+
+def test_round_trip(model, path):
+    loaded = quantize.load(path)
+    assert loaded.steps == STEPS and loaded.record == model.record
+    assert {name: loaded.record[name] for name in ("recipe", "steps")} == {
+        "recipe": "tiny", "steps": 5}
+    assert list(loaded.layers) == list(model.layers)
+    for name, item in model.layers.items():
+        assert equal_calls(loaded.layers[name], item), name
+    x = draw_noise(1, model.architecture, 3) * 80
+    for one, other in zip(layer_calls(model, x, 2), layer_calls(loaded, x, 2), strict=True):
+        assert equal_calls(one, other)
+    again = path.with_name("again.safetensors")
+    quantize.save(loaded, again)
+    assert again.read_bytes() == path.read_bytes()
+    noise = draw_noise(1, model.architecture, 3)
+    assert torch.equal(sample(model, noise, 2), sample(loaded, noise, 2))
+
+
+def test_quantizing_a_quantized_file_starts_from_its_floats(model, path):
+    again = quantize.quantize(path, images=2, steps=STEPS)
+    assert all(equal_calls(again.layers[name], item) for name, item in model.layers.items())
+
+
+def expect(path, text):
+    with pytest.raises(ModelError, match="^" + re.escape(f"{path}: {text}") + "$"):
+        quantize.load(path)
+
+
+def damage(path, change):
+    """Rewrite the file after `change` (tensors, quantized part of the record)."""
+    tensors, record = checkpoint.read_file(path)
+    change(tensors, record["quantized"])
+    safetensors.torch.save_file(tensors, path, {"sqdm": json.dumps(record)})
+
+
+def test_float_file_is_not_quantized(float_path):
+    expect(float_path, "must be a quantized model, not a float one: quantize it first")
+
+
+def test_unknown_model():
+    with pytest.raises(ModelError, match=r"^model must be one of .* or an existing file, "
+                                         r"not 'mnist33'$"):
+        quantize.load("mnist33")
+
+
+def test_truncated_file(path):
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="^" + re.escape(str(path))
+                       + r": must be a whole safetensors file \([^\n]+\)$"):
+        quantize.load(path)
+
+
+def test_wrong_kind(path):
+    tensors, record = checkpoint.read_file(path)
+    safetensors.torch.save_file(tensors, path, {"sqdm": json.dumps({**record, "kind": "other"})})
+    expect(path, "must be a \"sqdm float model\", not 'other'")
+
+
+def test_nan_weight(path):
+    damage(path, lambda tensors, record: tensors["unet.first.weight"].fill_(float("nan")))
+    expect(path, "tensor unet.first.weight must be finite, not NaN or infinite")
+
+
+CONV1 = "encoder.4x4_down.conv1"
+
+
+@pytest.mark.parametrize("field, change, text", [
+    ("weight_codes", lambda value: None, "is missing"),
+    ("weight_codes", lambda value: value[:1].contiguous(),
+     "must have shape (12, 12, 3, 3), not (1, 12, 3, 3)"),
+    ("weight_codes", lambda value: value.int(), "must be torch.int8, not torch.int32"),
+    ("weight_codes", lambda value: torch.full_like(value, 8), "must be in -7..7, not 8..8"),
+    ("weight_scales", lambda value: torch.full_like(value, 127), "must be in 0..126, not 127..127"),
+    ("multiplier", lambda value: torch.full_like(value, -1), "must be in 0..32767, not -1..-1"),
+    ("zeros", lambda value: torch.full_like(value, 17), "must be in 0..16, not 17..17"),
+    ("more", lambda value: torch.zeros(1), "must not be there: the network has no such layer"),
+])
+def test_damaged_tensor(path, field, change, text):
+    key = f"quantized.{CONV1}.{field}"
+
+    def edit(tensors, record):
+        value = change(tensors.pop(key, None))
+        if value is not None:
+            tensors[key] = value
+
+    damage(path, edit)
+    expect(path, f"tensor {key} {text}")
+
+
+@pytest.mark.parametrize("field, value, text", [
+    ("format", "A4S", f"format of {CONV1} must be A4U, not 'A4S'"),
+    ("tensor_scale", 0, f"tensor_scale of {CONV1} must be a positive number, not 0"),
+    ("tensor_scale", None, f"tensor_scale of {CONV1} must be a positive number, not None"),
+    ("align_shift", 32, f"align_shift of {CONV1} must be an integer in 0..31, not 32"),
+    ("align_shift", 1.5, f"align_shift of {CONV1} must be an integer in 0..31, not 1.5"),
+    ("segment_exponents", 3, f"segment_exponents of {CONV1} must be integers in -120..100, not 3"),
+    ("segment_exponents", [1, 2],
+     f"segment_exponents of {CONV1} must be 1 integers, not [1, 2]"),
+    ("prologue_exponent", -9,
+     (f"prologue_exponent of {CONV1} must be there if the layer resamples, "
+      "and only then")),
+])
+def test_damaged_number(path, field, value, text):
+    damage(path, lambda tensors, record: record["layers"][CONV1].update({field: value}))
+    expect(path, text)
+
+
+def test_damaged_head(path):
+    damage(path, lambda tensors, record: record.update(steps=0))
+    expect(path, "steps must be an integer in 1..1000, not 0")
+    damage(path, lambda tensors, record: record.update(steps=STEPS, version=2))
+    expect(path, "version of the quantized part must be 1, not 2")
+    damage(path, lambda tensors, record: record.update(version=1, layers={}))
+    expect(path, "quantized layers must be those of the network")
+
+
+def test_power_of_two_scales_are_checked(path):
+    damage(path, lambda tensors, record: record["layers"]["last"].update(tensor_scale=0.3))
+    expect(path, "tensor_scale of last must be a power of two, not 0.3")
+
+
+def test_missing_number(path):
+    damage(path, lambda tensors, record: record["layers"]["last"].pop("exponent"))
+    with pytest.raises(ModelError, match=r"^.*: metadata of the quantized part must be whole "
+                                         r"\(KeyError: 'exponent'\)$"):
+        quantize.load(path)
+
+
+def test_bad_evaluation(model):
+    x = draw_noise(2, model.architecture)
+    with pytest.raises(ValueError, match=r"^evaluation must be in 0\.\.4, not 5$"):
+        evaluate(model, x[:1], 5)
+    with pytest.raises(ValueError, match=r"^x must be one image, not 2$"):
+        evaluate(model, x, 0)
+
+
+@pytest.mark.skipif("mnist32" not in quantize.shipped(), reason="the model is not there yet")
+def test_shipped_model():
+    """It loads, is small, and its calibration says what the documentation says."""
+    path = quantize.resolve("mnist32")
+    assert path.stat().st_size < 8_000_000
+    model = quantize.load("mnist32")
+    assert model.architecture == mnist32.architecture and model.steps == 18
+    assert 0.4 < quantize.zero_fraction(model) < 0.8
