@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """A ring's places against two plain numbers."""
 
 import random
