@@ -32,7 +32,7 @@ class Command(enum.IntEnum):
 class Status(enum.IntEnum):
     """How a request ended; only an ``OK`` reply has a payload, and only then was anything done."""
 
-    OK = 0
+    OK = 0       # carried out
     CRC = 1      # the CRC was wrong or a byte had no stop bit
     COMMAND = 2  # not a command
     LENGTH = 3   # not the length of this command's payload, or more than `MAX_PAYLOAD`

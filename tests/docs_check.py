@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 import sqdm
+from fpga import protocol
 from hw import config, descriptor, registers
 
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -80,6 +81,7 @@ TABLES = {
     "descriptor": descriptor_fields,
     "formats": lambda: members(descriptor.Format),
     "errors": lambda: members(descriptor.Error),
+    "statuses": lambda: members(protocol.Status),
     "commands": commands,
 }
 
