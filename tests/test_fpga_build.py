@@ -25,7 +25,7 @@ def test_unknown_board():
         flow.build("arty", config.TINY, "nowhere")
 
 
-@pytest.mark.parametrize("board", boards.BOARDS.values(), ids=str)
+@pytest.mark.parametrize("board", boards.BOARDS.values(), ids=list(boards.BOARDS))
 def test_board_numbers(board):
     assert board.clock_hz == board.create_platform().default_clk_constraint.frequency
     assert abs(board.divisor * board.baud / board.clock_hz - 1) < 0.005
