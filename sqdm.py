@@ -37,6 +37,12 @@ def main():
         sys.exit(code)
 
 
+class CheckError(Exception):
+    """A check that failed."""
+
+    exit_code = 1
+
+
 def _one_line(error):
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -186,6 +192,168 @@ def train(
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, not {recipe!r}")
     _output_folder(out)
     print(train(RECIPES[recipe], data, out, resume, steps, device))
+
+
+@app.command()
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="File for the quantized model.")],
+    images: Annotated[int, typer.Option(min=1, help="Images of the calibrating run.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of that run.")] = 0,
+    json_file: Json = None,
+):
+    """Quantize a float model to W4A4 and MXINT8, with scales from a sampling run of its own."""
+    from golden import quantize as quantizer
+    from sim.progress import task
+
+    quantizer.resolve(model)
+    _output_folder(out.parent)
+    with task(f"quantizing {model}", 100) as advance:
+        done = 0
+
+        def progress(fraction):
+            nonlocal done
+            while done < int(100 * fraction):
+                advance()
+                done += 1
+
+        quantized = quantizer.quantize(model, images=images, seed=seed, progress=progress)
+    quantizer.save(quantized, out)
+    zeros = quantizer.zero_fraction(quantized)
+    if json_file:
+        _write_json(json_file, {
+            "model": str(out), "zero_fraction": round(zeros, 4),
+            "formats": {name: item.format.name for name, item in quantized.layers.items()}})
+    print(f"{out}: {len(quantized.layers)} layers, {zeros:.1%} zero activations in W4A4 layers")
+
+
+@app.command()
+def sample(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="PNG file for the images.")] = Path("samples.png"),
+    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Image n depends on this and n only.")] = 0,
+    json_file: Json = None,
+):
+    """Sample images from a quantized model, in float and quantized, from the same noise."""
+    import statistics
+
+    from golden import quantize as quantizer
+    from golden.sampler import draw_noise
+    from sim import demo, pictures
+
+    quantized = quantizer.load(model)
+    _output_folder(out.parent)
+    noise = draw_noise(images, quantized.architecture, seed)
+    floats, fakes, ratios = demo.compare_images(quantized, noise)
+    pictures.samples(out, {"float": floats, "quantized": fakes})
+    if json_file:
+        _write_json(json_file, {"model": model, "images": images, "seed": seed, "sqnr_db": ratios})
+    print(f"{out}: {images} images, float above quantized;"
+          f" SQNR of the denoiser {statistics.fmean(ratios):.1f} dB on average")
+
+
+@app.command()
+def simulate(
+    model: Model,
+    preset: Preset = "small",
+    evaluations: Annotated[
+        str, typer.Option(help="Numbers from 0 on, such as 0,9,17 or 0-3; or all.")
+    ] = "0",
+    layers: Annotated[str, typer.Option(help="Names or globs between commas.")] = "*",
+    seed: Annotated[int, typer.Option(min=0, help="Of the image that is sampled.")] = 0,
+    interval: Annotated[
+        int, typer.Option(min=1, help="Evaluations between updates of the labels.")
+    ] = 1,
+    json_file: Json = None,
+    waves: Annotated[Path | None, typer.Option(help="VCD file for all signals; slow.")] = None,
+):
+    """Run layers of a sampling run on the RTL and compare every element with golden."""
+    from golden import quantize as quantizer
+    from hw import config
+    from sim import demo, sampling
+
+    choices = config.load(preset)
+    quantized = quantizer.load(model)
+    wanted = sampling.parse_evaluations(evaluations, quantized)
+    names = sampling.select_layers(layers, quantized)
+    for file in filter(None, (json_file, waves)):
+        _output_folder(file.parent)
+    calls = sampling.layer_calls(quantized, choices, wanted, names, seed=seed, interval=interval)
+    report = demo.run_layers(calls, choices, total=len(wanted) * len(names), waves=waves)
+    results = report.as_dict()
+    if json_file:
+        _write_json(json_file, {"model": model, "preset": choices.name, **results})
+    _print_table(demo.layer_table(report))
+    print(f"{results['elements_compared']:,} elements compared,"
+          f" {results['elements_different']:,} different;"
+          f" {results['cycles_per_second']:,} cycles simulated a second")
+    _check(report)
+
+
+def _check(report):
+    """Raise a CheckError if the RTL differed."""
+    if report.mismatch is not None:
+        raise CheckError(f"the RTL differs: {report.mismatch}")
+
+
+@app.command()
+def fpga(
+    board: Annotated[str, typer.Option(help="Name of the board.")] = "ulx3s-85f",
+    preset: Preset = "tiny",
+    out: Out = Path("build/fpga"),
+    json_file: Json = None,
+):
+    """Build the bitstream of a core behind a serial line, for a board."""
+    from fpga import boards, build
+    from hw import config
+
+    boards.get(board)
+    choices = config.load(preset)
+    if json_file:
+        _output_folder(json_file.parent)
+    result = build.build(board, choices, _output_folder(out), json=json_file)
+    _print_table(build.summary(result))
+    print(result["bitstream"])
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="Shipped name or path of the model.")] = "mnist32",
+    preset: Preset = "small",
+    out: Out = Path("build/demo"),
+):
+    """Sample images, run layers on the RTL bit for bit, and draw both."""
+    from sim import demo as driver
+
+    results, reports = driver.demo(model, _output_folder(out), preset=preset)
+    _print_table(driver.layer_table(reports[results["preset"]]))
+    print(f"evaluations {', '.join(map(str, results['evaluations']))} of {results['model']}:"
+          f" {results['elements_compared']:,} elements compared,"
+          f" {results['elements_different']:,} different")
+    for report in reports.values():
+        _check(report)
+    print(f"{results['cycles']:,} cycles, {results['cycles_dense']:,} all dense"
+          f" ({results['cycles_dense'] / results['cycles']:.2f} times);"
+          f" {results['zero_fraction']:.1%} zero activations;"
+          f" SQNR {results['sqnr_db']:.1f} dB\n"
+          f"{out}: samples.png, sparsity.png, report.json and the Verilog,"
+          f" in {results['seconds']:.0f} s")
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="Shipped name or path of the model.")] = "mnist32",
+    out: Out = Path("build/bench"),
+):
+    """Measure seconds for Verilog and simulators, speed of simulation, and cycles of presets."""
+    from sim import measure
+
+    out = _output_folder(out)
+    results = measure.measure(model)
+    _write_json(out / "bench.json", results)
+    _print_table(measure.measure_table(results))
+    print(out / "bench.json")
 
 
 if __name__ == "__main__":
