@@ -16,7 +16,7 @@ module bench #(
     input  logic        clk,
     input  logic        rst,
 
-    // the core's registers
+    // the core's registers, a cycle late; data appears two cycles after `csr_read`
     input  logic [4:0]  csr_address,
     input  logic        csr_write,
     input  logic [31:0] csr_write_data,
@@ -63,6 +63,22 @@ module bench #(
         logic [ADDRESS_WIDTH-1:0] address;
     } write_t;
 
+    // The simulator evaluates whatever depends on an input without a register in between at every
+    // change of any input, clock included: half the speed. So the core's inputs are registers.
+    logic        reset;
+    logic [4:0]  address;
+    logic        write;
+    logic [31:0] write_data;
+    logic        read;
+
+    always_ff @(posedge clk) begin
+        reset <= rst;
+        address <= csr_address;
+        write <= csr_write;
+        write_data <= csr_write_data;
+        read <= csr_read;
+    end
+
     logic                     read_request_valid;
     logic                     read_request_ready;
     logic [ADDRESS_WIDTH-1:0] read_request;
@@ -76,11 +92,11 @@ module bench #(
 
     sqdm_core core (
         .clk,
-        .rst,
-        .csr_address,
-        .csr_write,
-        .csr_write_data,
-        .csr_read,
+        .rst(reset),
+        .csr_address(address),
+        .csr_write(write),
+        .csr_write_data(write_data),
+        .csr_read(read),
         .csr_read_data,
         .interrupt,
         .memory__read_request__valid(read_request_valid),
@@ -106,8 +122,8 @@ module bench #(
         next = random ^ (random << 13);
         next = next ^ (next >> 17);
         next = next ^ (next << 5);
-        random <= rst || clear ? seed : next;
-        now <= rst ? 0 : now + 1;
+        random <= reset || clear ? seed : next;
+        now <= reset ? 0 : now + 1;
     end
 
     // reads: responses wait in a queue until they are due
@@ -137,7 +153,7 @@ module bench #(
         read_request_ready <= POINTER'(n + 1) != f && random[15:8] >= read_stall;
         first <= f;
         free <= n;
-        if (rst) begin
+        if (reset) begin
             first <= 0;
             free <= 0;
             read_request_ready <= 0;
@@ -176,7 +192,7 @@ module bench #(
         write_request_ready <= POINTER'(n + 1) != f && random[31:24] >= write_stall;
         answer_first <= f;
         answer_free <= n;
-        if (rst) begin
+        if (reset) begin
             answer_first <= 0;
             answer_free <= 0;
             write_request_ready <= 0;
@@ -239,12 +255,12 @@ module bench #(
         if (interrupt && (read_request_valid || write_request_valid)) violations[6] <= 1;
         if (interrupt && !was_done && (first != free || read_response_valid)) violations[7] <= 1;
         if (interrupt && !was_done && answer_first != answer_free) violations[8] <= 1;
-        if (rst || clear) begin
+        if (reset || clear) begin
             reads <= 0;
             writes <= 0;
             violations <= 0;
         end
-        if (rst) begin
+        if (reset) begin
             read_held <= 0;
             write_held <= 0;
             was_done <= 0;

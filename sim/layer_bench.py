@@ -74,6 +74,7 @@ class RegisterPort:
         dut.csr_read.value = 1
         await FallingEdge(dut.clk)
         dut.csr_read.value = 0
+        await FallingEdge(dut.clk)
         return int(dut.csr_read_data.value)
 
 
@@ -119,6 +120,7 @@ async def run_pass(dut, port, memory, number):
         await port.write(register, value)
     began = time.perf_counter()
     await port.write(registers.number("control"), 1)
+    await FallingEdge(dut.clk)
     if not dut.interrupt.value:
         await First(RisingEdge(dut.interrupt), Timer(job["limit"] * PERIOD, "ns"))
         await FallingEdge(dut.clk)
