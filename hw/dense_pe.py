@@ -18,8 +18,8 @@ __all__ = ["DenseGroup", "DensePE"]
 class DenseGroup(wiring.Component):
     """Dot products for the output channels that share a scale unit.
 
-    A product word enters with ``valid``; `latency` = 3 cycles later its dot products are added to
-    the sums (`Drain`'s cycle C when the word is the last of its group).
+    A product word enters with ``valid``; `latency` = 3 cycles later the sums hold its dot products.
+    `Drain`'s cycle C is the one before, when the word is the last of its group.
 
     Members
     -------

@@ -31,8 +31,8 @@ class Compactor(wiring.Component):
     """Drops words without non-zero codes and moves their ends to the word before them.
 
     A group without non-zeros vanishes. A tile without non-zeros leaves one empty word with
-    ``group_last`` and ``tile_last``. A word stays here until the next one, or the end of its tile,
-    decides its flags, and leaves one cycle after that.
+    ``group_last`` and ``tile_last``. A word leaves when the next word with codes enters, or the
+    empty word that ends its tile; a word that ends its tile itself leaves one cycle after it came.
 
     Members
     -------
