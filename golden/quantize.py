@@ -14,7 +14,7 @@ from golden import a4, detector, epilogue, mxint8, w4
 from golden.checkpoint import QUANTIZED, ModelError, load_model, read_file, save_model
 from golden.network import layer_shapes
 from golden.quantized_network import (
-    RESIZED_GAIN, Y_UNIT, QuantizedLayer, QuantizedModel, executing, exponent_below)
+    RESIZED_GAIN, Y_UNIT, QuantizedLayer, QuantizedModel, centred, executing, exponent_below)
 from golden.requantizer import Format
 from golden.sampler import STEPS, draw_noise, evaluations, sample
 
@@ -55,8 +55,9 @@ class Observer:
 
     Members
     -------
-    amax : dict by layer of dicts by place: "input" (of the convolution), "sum" (before bias),
-        "output", "residual", "bias" (bias and embedding, with the gain), "segment0", "segment1"
+    amax : dict by layer of dicts by place: "input" (of the convolution, less its means where they
+        are taken out), "sum" (before bias), "output", "residual", "bias" (all that is constant over
+        the image, with the gain), "segment0", "segment1"
     sources : dict by layer of the layers that made its segments and its residual, None where the
         host did
     """
@@ -72,9 +73,14 @@ class Observer:
                                     makers.get(id(residual)))
         self.gains[layer.name] = gain
         x = layer.prologue(segments)
+        mean = x.mean((2, 3), keepdim=True) if centred(layer) else torch.zeros(())
+        x = x - mean
         total = functional.conv2d(x, layer.weight, None, padding=layer.kernel // 2)
-        bias = layer.bias if embedding is None else layer.bias + embedding[:1]
-        out = total + bias.reshape(1, -1, 1, 1)
+        bias = layer.bias[None] if embedding is None else layer.bias + embedding[:1]
+        bias = bias[:, :, None, None]
+        if centred(layer):
+            bias = bias + functional.conv2d(mean, layer.weight)
+        out = total + bias
         out = (out if residual is None else out + residual) * gain
         seen = {"input": x, "sum": total, "output": out, "bias": bias * gain}
         seen |= {f"segment{n}": segment for n, segment in enumerate(segments)}

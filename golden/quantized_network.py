@@ -16,8 +16,8 @@ from golden.layer import Convolution, LayerCall, Requantization
 from golden.requantizer import Format, slots, spread
 from golden.sampler import evaluations, sample
 
-__all__ = ["QuantizedLayer", "QuantizedModel", "Evaluated", "executing", "to_integers",
-           "layer_calls", "evaluate", "trajectory"]
+__all__ = ["QuantizedLayer", "QuantizedModel", "Evaluated", "centred", "executing", "to_integers",
+           "prepare", "layer_calls", "evaluate", "trajectory"]
 
 Y_UNIT = -10               # the requantizer counts units of 2^-10 * sA
 RESIZED_GAIN = 1 << 7      # of the identity affine: 16-bit values fill the 23 bits of y
@@ -90,30 +90,34 @@ class QuantizedLayer:
         """Number of slots of the input."""
         return slots(list(self.segments), vector)[1]
 
-    def requantization(self, norm, relu, x, vector):
-        """Requantization of the 16-bit integer segments `x` [(C, H, W)], as they were stored.
+    def requantization(self, x, gain, centre, level, relu, vector):
+        """Requantization of the 16-bit integers `x`, as (x - centre) gain + level.
 
-        `norm` is the layer's GroupNorm or None. Where the input is resampled, `x` is what the host
-        made of it, and the affine only shifts.
+        `x` is a list of segments (C, H, W). `gain`, `centre` and `level` are (Cin,) real numbers in
+        float64; None for IN16, and where the host made `x`, so that the affine only shifts.
         """
         if self.format == Format.IN16:
             return Requantization(x, None, None, 0, False, self.format)
         if self.prologue_exponent is not None:
             gain = spread(torch.full((sum(self.segments),), RESIZED_GAIN), self.segments, vector)
             return Requantization(x, gain, torch.zeros_like(gain), 0, relu, self.format)
-        gain, offset = affine(norm, x, self.segment_exponents)
         unit = self.tensor_scale * 2.0 ** Y_UNIT
-        gain = gain * torch.cat([
-            torch.full((len(segment),), 2.0 ** exponent, dtype=torch.float64)
-            for segment, exponent in zip(x, self.segment_exponents, strict=True)]) / unit
+        steps = torch.cat([torch.full((len(segment),), 2.0 ** exponent, dtype=torch.float64)
+                           for segment, exponent in zip(x, self.segment_exponents, strict=True)])
+        gain = gain * steps / unit
         shift = exponent_below(32767, gain.abs().max().item(), 31)
-        gain = (gain * 2.0 ** shift).round().clamp(-32768, 32767).long()
-        offset = (offset / unit).round().clamp(-1 << 31, (1 << 31) - 1).long()
-        return Requantization(x, spread(gain, self.segments, vector),
+        gain = (gain * 2.0 ** shift).round().clamp(-32768, 32767)
+        # From the rounded gain, so that its error vanishes at the centre.
+        offset = level / unit - gain * 2.0 ** -shift * (centre / steps)
+        offset = offset.round().clamp(-1 << 31, (1 << 31) - 1).long()
+        return Requantization(x, spread(gain.long(), self.segments, vector),
                               spread(offset, self.segments, vector), shift, relu, self.format)
 
-    def convolution(self, evaluation, residual, vector):
-        """Convolution with the 16-bit integer `residual` (Cout, H, W) or None."""
+    def convolution(self, evaluation, residual, vector, correction=None):
+        """Convolution with the 16-bit integer `residual` (Cout, H, W) or None.
+
+        `correction` (Cout,) is a real number to add to the result, or None.
+        """
         if self.format == Format.IN16:
             codes = functional.pad(self.weight_codes.long(),
                                    (0, 0, 0, 0, 0, vector - self.segments[0])).repeat(1, 2, 1, 1)
@@ -122,6 +126,9 @@ class QuantizedLayer:
             codes = spread(self.weight_codes.long(), self.segments, vector, dim=1)
             scales = self.weight_scales.long()
         bias = self.bias[evaluation if len(self.bias) > 1 else 0].long()
+        if correction is not None:
+            unit = 2.0 ** self.exponent / (1 << epilogue.FRACTION)
+            bias = (bias + (correction / unit).round().long()).clamp(-1 << 31, (1 << 31) - 1)
         return Convolution(codes, scales, self.kernel, self.multiplier.long(), bias,
                            self.align_shift, self.scale_shift, residual, self.residual_multiplier)
 
@@ -150,22 +157,38 @@ def exponent_below(limit, amax, most):
     return max(0, min(most, math.floor(math.log2(limit / amax))))
 
 
-def affine(norm, x, exponents):
-    """Gain and offset (Cin,) in float64 of the GroupNorm `norm` over the integer segments `x`.
+def centred(network_layer):
+    """Whether the requantizer takes each channel's mean over the image from a layer's input.
 
-    Statistics are sums of integers times powers of two: exact, whatever the order. None: 1 and 0.
+    A 1x1 convolution without activation has signed codes of what may lie far from 0. What the
+    means contribute to the result is one number an output channel: the host adds it to the bias.
     """
-    values = torch.cat([segment.double() * 2.0 ** exponent
-                        for segment, exponent in zip(x, exponents, strict=True)])
+    return (network_layer.kernel == 1 and network_layer.activation is None
+            and network_layer.resample is None)
+
+
+def real_values(x, exponents):
+    """The integer segments `x` as one float64 tensor (Cin, H, W), exactly."""
+    return torch.cat([segment.double() * 2.0 ** exponent
+                      for segment, exponent in zip(x, exponents, strict=True)])
+
+
+def affine(norm, values):
+    """Gain, centre and level (Cin,) of the GroupNorm `norm` over `values` (Cin, H, W), in float64.
+
+    It is (values - centre) gain + level; without `norm`, 1, 0 and 0. Statistics are sums of
+    integers times powers of two: exact, whatever the order.
+    """
     if norm is None:
-        return values.new_ones(len(values)), values.new_zeros(len(values))
+        zero = values.new_zeros(len(values))
+        return zero + 1, zero, zero
     grouped = values.unflatten(0, (norm.num_groups, -1)).flatten(1)     # (groups, members)
     mean = grouped.mean(1)
     variance = (grouped.square().mean(1) - mean.square()).clamp(min=0)
     deviation = (variance + norm.eps).sqrt()
     repeats = len(values) // norm.num_groups
-    gain = norm.weight.double() / deviation.repeat_interleave(repeats)
-    return gain, norm.bias.double() - mean.repeat_interleave(repeats) * gain
+    return (norm.weight.double() / deviation.repeat_interleave(repeats),
+            mean.repeat_interleave(repeats), norm.bias.double())
 
 
 @contextlib.contextmanager
@@ -229,11 +252,13 @@ class QuantizedModel:
     def run_layer(self, layer, segments, embedding, residual, gain, on_input=None):
         """Execute `layer`, with the arguments of its `forward`, by fake quantization."""
         item = self.layers[layer.name]
-        x = self.quantize_input(item, layer, segments)
+        x, mean = self.quantize_input(item, layer, segments)
         if on_input is not None:
             on_input(layer.name, x)
         out = functional.conv2d(x, self.weights[layer.name], layer.bias,
                                 padding=layer.kernel // 2)
+        if mean is not None:
+            out = out + functional.conv2d(mean, layer.weight)
         if embedding is not None:
             out = out + embedding[:, :, None, None]
         if residual is not None:
@@ -242,16 +267,21 @@ class QuantizedModel:
 
     @staticmethod
     def quantize_input(item, layer, segments):
-        """What codes and scales of the input of `layer` represent, (N, Cin, H, W)."""
+        """What codes and scales of the input of `layer` represent, (N, Cin, H, W).
+
+        And the means (N, Cin, 1, 1) that were taken from it before, or None.
+        """
         if item.format == Format.IN16:
-            return mxint8.fake_quantize_input(segments[0], item.tensor_scale)
+            return mxint8.fake_quantize_input(segments[0], item.tensor_scale), None
         x = layer.prologue([epilogue.fake_quantize(segment, exponent) for segment, exponent
                             in zip(segments, item.segment_exponents, strict=True)])
         if item.prologue_exponent is not None:
             x = epilogue.fake_quantize(x, item.prologue_exponent)
+        mean = x.mean((2, 3), keepdim=True) if centred(layer) else None
+        x = x if mean is None else x - mean
         if item.format == Format.MX8:
-            return mxint8.fake_quantize(x, window=mxint8.window_of(item.tensor_scale))
-        return a4.fake_quantize(x, item.format == Format.A4S, item.tensor_scale)
+            return mxint8.fake_quantize(x, window=mxint8.window_of(item.tensor_scale)), mean
+        return a4.fake_quantize(x, item.format == Format.A4S, item.tensor_scale), mean
 
     def bases(self, vector=VECTOR):
         """First detector entry of each layer, one after the other; dict by name.
@@ -305,9 +335,8 @@ def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, 
     def run(network_layer, segments, embedding, residual, gain):
         item = model.layers[network_layer.name]
         call = LayerCall(
-            item.name, evaluation, prepare(item, network_layer, segments, vector),
-            item.convolution(evaluation, None if residual is None else
-                             to_integers(residual[0], item.residual_exponent), vector),
+            item.name, evaluation,
+            *prepare(item, network_layer, segments, residual, gain, evaluation, vector),
             bases[item.name], (thresholds or {}).get(item.name, item.threshold), interval)
         base, size = bases[item.name], item.slots(vector)
         if item.sparse_capable:
@@ -326,24 +355,36 @@ def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, 
     return Evaluated(denoised, calls, results)
 
 
-def prepare(item, network_layer, segments, vector):
-    """Requantization of float segments [(1, C, H, W)] that hold 16-bit values."""
+def prepare(item, network_layer, segments, residual, gain, evaluation, vector=VECTOR):
+    """Requantization and Convolution of a layer, from the arguments of its `forward`.
+
+    Segments and residual are float tensors (1, C, H, W) that hold 16-bit values, or that the host
+    made, and are rounded here.
+    """
     x = [to_integers(segment[0], exponent)
          for segment, exponent in zip(segments, item.segment_exponents, strict=True)]
-    if item.prologue_exponent is not None:
-        x = resized(item, network_layer, x)
-    return item.requantization(network_layer.norm, network_layer.relu, x, vector)
+    factor = centre = level = correction = None
+    if item.format != Format.IN16:
+        values = real_values(x, item.segment_exponents)
+        factor, centre, level = affine(network_layer.norm, values)
+        if item.prologue_exponent is not None:
+            x = resized(item, network_layer, values, factor, centre, level)
+        elif centred(network_layer):
+            mean = values.mean((1, 2))
+            level = (mean - centre) * factor + level
+            correction = gain * (network_layer.weight[:, :, 0, 0].double() @ level)
+            centre, level = mean, torch.zeros_like(level)
+    stored = None if residual is None else to_integers(residual[0], item.residual_exponent)
+    return (item.requantization(x, factor, centre, level, network_layer.relu, vector),
+            item.convolution(evaluation, stored, vector, correction))
 
 
-def resized(item, network_layer, x):
-    """What the host makes of the integer segments `x` before a resampling layer, as 16 bits.
+def resized(item, network_layer, values, gain, centre, level):
+    """What the host makes of `values` (Cin, H, W) before a resampling layer: 16-bit segments.
 
-    GroupNorm, activation and filter in float64; exact enough to be the same on every machine.
+    GroupNorm's affine, activation and filter in float64.
     """
-    gain, offset = affine(network_layer.norm, x, item.segment_exponents)
-    values = torch.cat([segment.double() * 2.0 ** exponent for segment, exponent
-                        in zip(x, item.segment_exponents, strict=True)])
-    values = values * gain[:, None, None] + offset[:, None, None]
+    values = (values - centre[:, None, None]) * gain[:, None, None] + level[:, None, None]
     values = values.clamp(min=0) if network_layer.relu else values
     values = network.resample(values[None], network_layer.resample)[0]
     return list(to_integers(values, item.prologue_exponent).split(list(item.segments)))

@@ -18,7 +18,7 @@ from golden import a4, data, mxint8, w4
 from golden.checkpoint import load_model, replace_file
 from golden.network import Precond, layer_shapes
 from golden.quantize import ACTIVATION_HEADROOM, formats, quantize_model, resolve, sqnr
-from golden.quantized_network import executing
+from golden.quantized_network import centred, executing
 from golden.requantizer import Format
 from golden.sampler import STEPS, draw_noise, sample
 from golden.train import P_MEAN, P_STD, edm_loss
@@ -44,6 +44,8 @@ class Row:
     activation_scale : how activation scales are rounded, one of `golden.granularity.SCALES`
     weight_group, shared_taps : channels of a weight scale, and whether taps share it
     static : one fixed activation scale per channel, in place of scales found on the fly
+    skips : 1x1 convolutions without ReLU: "centred" (4 bits, channel means taken out), "plain"
+        (4 bits) or "mxint8"
     """
 
     name: str
@@ -55,6 +57,7 @@ class Row:
     weight_group: int = 16
     shared_taps: bool = False
     static: bool = False
+    skips: str = "centred"
 
 
 FINEST = "A: the same, first block MXINT8"
@@ -73,6 +76,11 @@ ROWS = (
     Row(name="pixel scale, weights (k): one scale an output channel", shared_taps=True,
         **PIXEL_SCALE),
     Row(name="A, all channels x 2x2 px, weights (k, tap, all channels)", block=2, **PIXEL_SCALE),
+    Row(name="A, 1x1 layers 4 bits without taking out channel means", skips="plain"),
+    Row(name="pixel scale, 1x1 layers 4 bits without taking out channel means", skips="plain",
+        **PIXEL_SCALE),
+    Row(name="A, 1x1 layers MXINT8", skips="mxint8"),
+    Row(name="pixel scale, 1x1 layers MXINT8", skips="mxint8", **PIXEL_SCALE),
     Row(name="A, one static scale a channel", static=True),
     Row(name="A, one dynamic scale a tensor", group=None, block=None),
 )
@@ -94,6 +102,9 @@ class FakeQuantized:
             for layer in model.unet.layers():
                 if layer.name.startswith(first):
                     self.formats[layer.name] = Format.A4U if layer.relu else Format.A4S
+        if row.skips == "mxint8":
+            self.formats |= {layer.name: Format.MX8 for layer in model.unet.layers()
+                             if centred(layer)}
         self.weights = {layer.name: self.weight(layer) for layer in model.unet.layers()}
         self.zeros = {}        # by layer: zero codes and codes seen
 
@@ -126,9 +137,13 @@ class FakeQuantized:
 
     def __call__(self, x, sigma):
         def run(layer, segments, embedding, residual, gain):
-            x = self.activation(layer, layer.prologue(segments))
-            out = functional.conv2d(x, self.weights[layer.name], layer.bias,
-                                    padding=layer.kernel // 2)
+            x, constant = layer.prologue(segments), layer.bias[None, :, None, None]
+            if centred(layer) and self.row.skips == "centred":
+                mean = x.mean((2, 3), keepdim=True)
+                x, constant = x - mean, constant + functional.conv2d(mean, layer.weight)
+            x = self.activation(layer, x)
+            out = functional.conv2d(x, self.weights[layer.name], padding=layer.kernel // 2)
+            out = out + constant
             out = out if embedding is None else out + embedding[:, :, None, None]
             return (out if residual is None else out + residual) * gain
 
@@ -143,11 +158,17 @@ class FakeQuantized:
 
 
 def channel_amax(model, images=CALIBRATION_IMAGES, steps=STEPS):
-    """Largest magnitude of each input channel in a sampling run: (Cin,) by layer."""
+    """Largest magnitude of each input channel in a sampling run: (Cin,) by layer.
+
+    Channel means are taken out where the layer may have it so.
+    """
     amax = {}
 
     def run(layer, segments, embedding, residual, gain):
-        found = layer.prologue(segments).abs().amax((0, 2, 3))
+        x = layer.prologue(segments)
+        if centred(layer):
+            x = x - x.mean((2, 3), keepdim=True)
+        found = x.abs().amax((0, 2, 3))
         amax[layer.name] = torch.maximum(amax.get(layer.name, found), found)
         return layer(segments, embedding, residual, gain)
 

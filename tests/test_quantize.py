@@ -12,7 +12,7 @@ from golden import checkpoint, detector, layer, quantize
 from golden.checkpoint import ModelError
 from golden.network import Precond
 from golden.quantized_network import (
-    evaluate, executing, layer_calls, prepare, to_integers, trajectory)
+    centred, evaluate, executing, layer_calls, prepare, trajectory)
 from golden.recipes import mnist32
 from golden.requantizer import Format, slots
 from golden.sampler import draw_noise, evaluations, sample
@@ -111,9 +111,7 @@ def test_executions_agree_layer_by_layer(model, vector):
         right = model.run_layer(network_layer, segments, embedding, residual, gain,
                                 inputs.__setitem__)
         call = layer.LayerCall(
-            item.name, 0, prepare(item, network_layer, segments, vector),
-            item.convolution(0, None if residual is None else
-                             to_integers(residual[0], item.residual_exponent), vector))
+            item.name, 0, *prepare(item, network_layer, segments, residual, gain, 0, vector))
         result = layer.run(call, torch.zeros(call_slots(call, vector), dtype=torch.bool), vector)
         out = result.output[None] * 2.0 ** item.exponent
         assert quantize.sqnr(right, out) > 40, item.name
@@ -169,6 +167,28 @@ def test_resampling_layers_get_an_identity(model):
         assert calls[name].shift == 0 and calls[name].relu
         assert item.tensor_scale == 2.0 ** (item.prologue_exponent + 3)
         assert calls[name].segments[0].shape == (sum(item.segments), item.height, item.width)
+
+
+def test_means_leave_the_input_of_1x1_layers(model):
+    """Signed codes are of the difference to each channel's mean; the result stays what it was."""
+    layers = {item.name: item for item in model.float_model.unet.layers()}
+    assert {name for name, item in layers.items() if centred(item)} == {
+        name for name, item in model.layers.items() if item.format == Format.A4S}
+    name = "decoder.8x8_block0.skip"
+    network_layer, item = layers[name], model.layers[name]
+    x = [100 + torch.randn(1, channels, 8, 8) for channels in item.segments]
+    exponents = tuple(-8 for _ in x)
+    item = dataclasses.replace(item, segment_exponents=exponents, exponent=0,
+                               bias=(network_layer.bias * 65536).int()[None])
+    requantization, convolution = prepare(item, network_layer, x, None, 1.0, 0)
+    gain, offset = requantization.gain, requantization.offset
+    y = torch.cat(requantization.segments)
+    used = slots(list(item.segments), 16)[0]
+    y = y * gain[used][:, None, None] / 2 ** requantization.shift + offset[used][:, None, None]
+    assert y.mean((1, 2)).abs().max() < 1e-3 * y.abs().mean()
+    constant = network_layer(x).mean((0, 2, 3))
+    torch.testing.assert_close(convolution.bias / 65536, constant.double(), atol=1e-2, rtol=0,
+                               check_dtype=False)
 
 
 def test_bias_holds_the_embedding_of_its_evaluation(model):

@@ -32,7 +32,7 @@ def images():
 
 def test_rows_differ_as_their_names_say():
     rows = {row.name: dataclasses.replace(row, name="") for row in study.ROWS}
-    assert len(set(rows.values())) == len(study.ROWS) == 11
+    assert len(set(rows.values())) == len(study.ROWS) == 15
     finest, pixel = rows[study.FINEST], rows[study.PIXEL]
     assert finest == study.Row(name="")
     assert pixel == study.Row(name="", group=None, weight_group=None)
