@@ -230,27 +230,28 @@ def quantize(
 @app.command()
 def sample(
     model: Model,
-    out: Annotated[Path, typer.Option(help="PNG file for the images.")] = Path("samples.png"),
-    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 8,
+    out: Out = Path("build/samples"),
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Image n depends on this and n only.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Heun steps, if not the model's.")
+    ] = None,
     json_file: Json = None,
 ):
     """Sample images from a quantized model, in float and quantized, from the same noise."""
-    import statistics
-
     from golden import quantize as quantizer
-    from golden.sampler import draw_noise
-    from sim import demo, pictures
+    from sim import demo
 
     quantized = quantizer.load(model)
-    _output_folder(out.parent)
-    noise = draw_noise(images, quantized.architecture, seed)
-    floats, fakes, ratios = demo.compare_images(quantized, noise)
-    pictures.samples(out, {"float": floats, "quantized": fakes})
+    _output_folder(out)
     if json_file:
-        _write_json(json_file, {"model": model, "images": images, "seed": seed, "sqnr_db": ratios})
-    print(f"{out}: {images} images, float above quantized;"
-          f" SQNR of the denoiser {statistics.fmean(ratios):.1f} dB on average")
+        _output_folder(json_file.parent)
+    results = demo.draw_samples(quantized, model, out / "samples.png", count, seed, steps)[0]
+    _write_json(json_file or out / "samples.json", results)
+    ratios = results["sqnr_db_of_evaluations"]
+    print(f"{out / 'samples.png'}: {count} images, float above quantized;"
+          f" SQNR {results['sqnr_db']:.1f} dB, of the denoiser in one evaluation"
+          f" {min(ratios):.1f} to {max(ratios):.1f} dB")
 
 
 @app.command()
@@ -262,6 +263,11 @@ def simulate(
     ] = "0",
     layers: Annotated[str, typer.Option(help="Names or globs between commas.")] = "*",
     seed: Annotated[int, typer.Option(min=0, help="Of the image that is sampled.")] = 0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Zero fraction from which a channel is sparse, in 0..1;"
+                          " by default what balances both sides, layer by layer."),
+    ] = None,
     interval: Annotated[
         int, typer.Option(min=1, help="Evaluations between updates of the labels.")
     ] = 1,
@@ -277,15 +283,21 @@ def simulate(
     quantized = quantizer.load(model)
     wanted = sampling.parse_evaluations(evaluations, quantized)
     names = sampling.select_layers(layers, quantized)
+    limits = sampling.thresholds_for(quantized, choices, threshold)
     for file in filter(None, (json_file, waves)):
         _output_folder(file.parent)
-    calls = sampling.layer_calls(quantized, choices, wanted, names, seed=seed, interval=interval)
+    calls = sampling.layer_calls(quantized, choices, wanted, names, seed=seed, interval=interval,
+                                 thresholds=limits)
     report = demo.run_layers(calls, choices, total=len(wanted) * len(names), waves=waves)
     results = report.as_dict()
     if json_file:
-        _write_json(json_file, {"model": model, "preset": choices.name, **results})
-    _print_table(demo.layer_table(report))
-    print(f"{results['elements_compared']:,} elements compared,"
+        _write_json(json_file, {
+            "model": model, "preset": choices.name, "seed": seed, "interval": interval,
+            "thresholds": {name: limits[name] / 65536 for name in names},
+            "cycles_by_format": demo.cycles_by_format(report), **results})
+    _print_table(demo.layer_table(report, choices))
+    print(f"evaluations {', '.join(map(str, wanted))} on {choices.name}:"
+          f" {results['elements_compared']:,} elements compared,"
           f" {results['elements_different']:,} different;"
           f" {results['cycles_per_second']:,} cycles simulated a second")
     _check(report)
@@ -324,19 +336,20 @@ def demo(
     out: Out = Path("build/demo"),
 ):
     """Sample images, run layers on the RTL bit for bit, and draw both."""
+    from hw import config
     from sim import demo as driver
 
+    choices = config.load(preset)
     results, reports = driver.demo(model, _output_folder(out), preset=preset)
-    _print_table(driver.layer_table(reports[results["preset"]]))
-    print(f"evaluations {', '.join(map(str, results['evaluations']))} of {results['model']}:"
-          f" {results['elements_compared']:,} elements compared,"
-          f" {results['elements_different']:,} different")
+    _print_table(driver.layer_table(reports[choices.name], choices))
+    _print_table(driver.cycles_table(results["cycles_by_format"]))
+    print(f"{results['elements_compared']:,} elements compared,"
+          f" {results['elements_different']:,} different: {len(results['layers'])} layers of"
+          f" {results['model']}, evaluations {', '.join(map(str, results['evaluations']))}")
     for report in reports.values():
         _check(report)
-    print(f"{results['cycles']:,} cycles, {results['cycles_dense']:,} all dense"
-          f" ({results['cycles_dense'] / results['cycles']:.2f} times);"
-          f" {results['zero_fraction']:.1%} zero activations;"
-          f" SQNR {results['sqnr_db']:.1f} dB\n"
+    print(f"{results['zero_fraction']:.1%} zero activations in W4A4 layers;"
+          f" SQNR of {results['images']} images {results['sqnr_db']:.1f} dB\n"
           f"{out}: samples.png, sparsity.png, report.json and the Verilog,"
           f" in {results['seconds']:.0f} s")
 
@@ -347,13 +360,18 @@ def bench(
     out: Out = Path("build/bench"),
 ):
     """Measure seconds for Verilog and simulators, speed of simulation, and cycles of presets."""
-    from sim import measure
+    from sim import demo, measure
 
     out = _output_folder(out)
     results = measure.measure(model)
-    _write_json(out / "bench.json", results)
+    _write_json(out / "report.json", results)
     _print_table(measure.measure_table(results))
-    print(out / "bench.json")
+    _print_table(demo.cycles_table({
+        preset: found["cycles_by_format"] for preset, found in results["presets"].items()}))
+    print(out / "report.json")
+    for preset, found in results["presets"].items():
+        if found["mismatch"] is not None:
+            raise CheckError(f"the RTL of {preset} differs: {found['mismatch']}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import collections
 import itertools
 import json
-import statistics
 import time
 
 from rich.table import Table
@@ -15,19 +14,23 @@ from hw import config as presets
 from hw import verilog
 from sim import pictures, simulate
 from sim.progress import task
-from sim.sampling import layer_calls, select_layers
+from sim.sampling import layer_calls, select_layers, thresholds_for
 
-__all__ = ["IMAGES", "EVALUATIONS", "compare_images", "run_layers", "layer_table", "demo"]
+__all__ = ["IMAGES", "EVALUATIONS", "compare_images", "draw_samples", "run_layers",
+           "layer_table", "cycles_by_format", "cycles_table", "demo"]
 
 IMAGES = 8
 EVALUATIONS = (0, 17, 34)   # the first, one in the middle and the last of 35
+PRODUCTS = {"A4U": 1, "A4S": 1, "MX8": 4, "IN16": 8}   # 4-bit products in a MAC
+FORMATS = {"A4U": "W4A4", "A4S": "W4A4", "MX8": "MXINT8", "IN16": "MXINT8"}
 
 
-def compare_images(model, noise):
+def compare_images(model, noise, steps=None):
     """Float images, quantized images from the same noise, and the SQNR of every evaluation in dB.
 
     The SQNR is that of the quantized denoiser at the states of the float run.
     """
+    steps = steps or model.steps
     ratios = []
 
     def denoise(x, sigma):
@@ -35,12 +38,28 @@ def compare_images(model, noise):
         ratios.append(quantize.sqnr(right, model(x, sigma)))
         return right
 
-    total = len(evaluations(model.steps))
+    total = len(evaluations(steps))
     with task("sampling in float, and the quantization's error", total) as advance:
-        floats = sample(denoise, noise, model.steps, advance)
+        floats = sample(denoise, noise, steps, advance)
     with task("sampling quantized", total) as advance:
-        quantized = sample(model, noise, model.steps, advance)
+        quantized = sample(model, noise, steps, advance)
     return floats, quantized, ratios
+
+
+def draw_samples(model, source, path, count, seed=0, steps=None):
+    """Draw `count` images as a PNG file, float above quantized; returns facts and the noise.
+
+    ``sqnr_db`` is that of all images, ``sqnr_db_of_evaluations`` that of the denoiser.
+    """
+    steps = steps or model.steps
+    noise = draw_noise(count, model.architecture, seed)
+    floats, quantized, ratios = compare_images(model, noise, steps)
+    name = str(source).rpartition("/")[2].removesuffix(".safetensors")
+    pictures.samples(path, {"float": floats, "quantized": quantized},
+                     f"{name}: {count} images, seed {seed}, {steps} Heun steps")
+    return {"model": str(source), "images": count, "seed": seed, "steps": steps,
+            "sqnr_db": round(quantize.sqnr(floats, quantized), 2),
+            "sqnr_db_of_evaluations": [round(ratio, 2) for ratio in ratios]}, noise
 
 
 def run_layers(calls, config, *, total, text=None, waves=None):
@@ -61,32 +80,81 @@ def run_layers(calls, config, *, total, text=None, waves=None):
                                  waves=waves, progress=advance)
 
 
-def layer_table(report):
-    """Table of a report, a row for each layer, for rich."""
-    table = Table("layer", "format", "evaluations", "elements", "different", "cycles", "dense busy",
-                  "sparse busy", "stalled")
-    for column in table.columns[2:]:
-        column.justify = "right"
+def layer_table(report, config):
+    """Table of a report, a row for each layer, for rich.
+
+    Utilization is the 4-bit products of all useful MACs over multipliers and compute cycles: above
+    100 % where zeros are skipped.
+    """
+    table = Table(title=f"Layers on {config.name}: both passes in cycles, all evaluations together")
+    for name in ("layer", "format", "shape"):
+        table.add_column(name)
+    for name in ("zeros", "dense + sparse\nchannels", "requantize", "convolve", "of it\ncompute",
+                 "utilization", "elements\ncompared", "different"):
+        table.add_column(name, justify="right")
     rows = collections.defaultdict(list)
     for record in report.records:
         rows[record.layer].append(record)
     for name, records in [*rows.items(), ("all", report.records)]:
-        cycles = sum(record.convolve.get("total_cycles", 0) for record in records)
-        shares = [sum(record.convolve.get(key, 0) for record in records) / max(1, cycles)
-                  for key in ("dense_busy", "sparse_busy", "stall_cycles")]
+        one = records[0] if name != "all" else None
+        requantize = sum(record.requantize.get("total_cycles", 0) for record in records)
+        convolve = sum(record.convolve.get("total_cycles", 0) for record in records)
+        compute = sum(record.convolve.get("compute_cycles", 0) for record in records)
+        products = sum(record.macs * PRODUCTS[record.format] for record in records)
+        zeros = sum(record.zero_fraction for record in records) / len(records)
         table.add_row(
-            name, "" if name == "all" else records[0].format,
-            str(len({record.evaluation for record in records})),
+            name, one.format if one else "", "" if one is None else
+            f"{one.height}x{one.width} {one.kernel}x{one.kernel} {one.channels}->{one.outputs}",
+            "" if one is None else f"{zeros:.0%}",
+            "" if one is None else " ".join(
+                f"{record.dense_channels}+{record.sparse_channels}" for record in records[:3])
+            + (" ..." if len(records) > 3 else ""),
+            f"{requantize:,}", f"{convolve:,}", f"{compute:,}",
+            f"{products / max(1, compute * config.multipliers):.0%}",
             f"{sum(record.elements_compared for record in records):,}",
             f"{sum(record.elements_different for record in records):,}",
-            f"{cycles:,}", *(f"{share:.0%}" for share in shares),
             end_section=name == list(rows)[-1])
+    return table
+
+
+def cycles_by_format(report):
+    """Cycles of a report by W4A4, MXINT8 and all: requantize, convolve, of it compute, total."""
+    found = {}
+    for name in (*dict.fromkeys(FORMATS.values()), "all"):
+        records = [record for record in report.records if name in (FORMATS[record.format], "all")]
+        requantize = sum(record.requantize.get("total_cycles", 0) for record in records)
+        convolve = sum(record.convolve.get("total_cycles", 0) for record in records)
+        found[name] = {
+            "layer_calls": len(records), "macs": sum(record.macs for record in records),
+            "requantize": requantize, "convolve": convolve,
+            "compute": sum(record.convolve.get("compute_cycles", 0) for record in records),
+            "total": requantize + convolve}
+    return found
+
+
+def cycles_table(cycles):
+    """Table of a dictionary of `cycles_by_format` by preset, the all-dense one last, for rich."""
+    hybrid, dense = next(iter(cycles)), next(reversed(cycles))
+    table = Table(
+        title=f"Cycles of the same layer calls on {hybrid} and {dense}",
+        caption=f"MXINT8 layers run on the dense side alone, which is half of the multipliers of"
+                f" {hybrid}\nand all of {dense}: they are slower on {hybrid}, whatever the zeros."
+                " Compute is a part of convolve.")
+    table.add_column("layers")
+    table.add_column("cycles")
+    for name in (hybrid, dense, "speed-up"):
+        table.add_column(name, justify="right")
+    for name in cycles[hybrid]:
+        for kind in ("compute", "convolve", "requantize", "total"):
+            ours, theirs = cycles[hybrid][name][kind], cycles[dense][name][kind]
+            table.add_row(name if kind == "compute" else "", kind, f"{ours:,}", f"{theirs:,}",
+                          f"{theirs / ours:.2f}" if ours else "", end_section=kind == "total")
     return table
 
 
 def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
          wanted=EVALUATIONS, layers="*", seed=0):
-    """Run the demo; returns what ``report.json`` says, and the report of the layers.
+    """Run the demo; returns what ``report.json`` says, and the report of the layers by preset.
 
     Leaves in the folder `out` the Verilog, ``samples.png``, ``sparsity.png`` and ``report.json``.
 
@@ -96,6 +164,7 @@ def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
     preset, yardstick : of the core, and of the all-dense core to compare cycles with
     images : to sample
     wanted, layers : evaluations and globs of layers to run on the RTL
+    seed : of the images; the layers are those of the first one
     """
     began = time.monotonic()
     model = quantize.load(source)
@@ -106,35 +175,34 @@ def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
     write(out / f"{verilog.MODULE}.v", text)
     write(out / f"{verilog.MODULE}.json", json.dumps(description, indent=2) + "\n")
 
-    floats, quantized, ratios = compare_images(
-        model, draw_noise(images, model.architecture, seed))
-    pictures.samples(out / "samples.png", {"float": floats, "quantized": quantized})
-    pictures.sparsity(out / "sparsity.png", model)
+    samples, noise = draw_samples(model, source, out / "samples.png", images, seed)
+    thresholds = thresholds_for(model, config)
+    counts = quantize.zero_counts(model, noise[:1])
+    pictures.sparsity(out / "sparsity.png", model, counts, thresholds)
 
     total = len(wanted) * len(names)
     calls = []
 
     def kept():
-        for call in layer_calls(model, config, wanted, names, seed=seed):
+        for call in layer_calls(model, config, wanted, names, seed=seed, thresholds=thresholds):
             calls.append(call)
             yield call
 
     reports = {config.name: run_layers(kept(), config, total=total, text=text)}
     if reports[config.name].mismatch is None:
         reports[dense.name] = run_layers(calls, dense, total=total)
+    cycles = {name: cycles_by_format(report) for name, report in reports.items()}
     results = {
-        "model": str(source),
         "preset": config.name,
         "zero_fraction": round(quantize.zero_fraction(model), 4),
-        "sqnr_db": round(statistics.fmean(ratios), 2),
-        "sqnr_db_of_evaluations": [round(ratio, 2) for ratio in ratios],
+        **samples,
         "evaluations": list(wanted),
         "layers": names,
         "elements_compared": sum(report.compared.total() for report in reports.values()),
         "elements_different": sum(report.different.total() for report in reports.values()),
-        "cycles": reports[config.name].total("convolve", "total_cycles"),
-        "cycles_dense": (reports[dense.name].total("convolve", "total_cycles")
-                         if dense.name in reports else None),
+        "cycles": cycles[config.name]["all"]["total"],
+        "cycles_dense": cycles[dense.name]["all"]["total"] if dense.name in cycles else None,
+        "cycles_by_format": cycles,
         "seconds": round(time.monotonic() - began, 1),
         "simulations": {name: report.as_dict() for name, report in reports.items()},
     }

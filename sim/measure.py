@@ -11,7 +11,7 @@ from rich.table import Table
 from golden import quantize
 from hw import config as presets
 from hw import verilog
-from sim import simulate
+from sim import demo, simulate
 from sim.progress import task
 from sim.sampling import layer_calls, select_layers
 
@@ -22,21 +22,23 @@ EVALUATION = 17   # the one whose layers are run, in the middle of 35
 
 
 def measure(source, *, names=PRESETS, evaluation=EVALUATION, layers="*"):
-    """Dictionary of measurements, by preset.
+    """Dictionary of measurements; ``presets`` has a part for each preset.
 
     Simulators are built anew, in a folder of their own: the first one compiles Verilator's runtime
-    library too.
+    library too. Speed is that of the layer with the most MACs alone, and of all layers while the
+    golden model runs beside them.
 
     Parameters
     ----------
     source : name of a shipped model, or path of a quantized one
-    names : of presets, the first of which decides V
+    names : of presets, the first of which decides V and thresholds
     evaluation, layers : what is run
     """
     model = quantize.load(source)
     chosen = select_layers(layers, model)
     with task("activations"):
         calls = list(layer_calls(model, presets.load(names[0]), [evaluation], chosen))
+    largest = max(calls, key=lambda item: model.layers[item[0].name].macs)
     found = {}
     with tempfile.TemporaryDirectory(prefix="sqdm-measure-") as folder:
         for name in names:
@@ -45,6 +47,8 @@ def measure(source, *, names=PRESETS, evaluation=EVALUATION, layers="*"):
                 began = time.monotonic()
                 text, _ = verilog.generate(config)
                 seconds = time.monotonic() - began
+            with task(f"simulator of {name}, {largest[0].name}"):
+                alone = simulate.simulate([largest], config, verilog=text, cache_dir=Path(folder))
             with task(f"layers on {name}", len(calls)) as advance:
                 report = simulate.simulate(calls, config, verilog=text, cache_dir=Path(folder),
                                            progress=advance)
@@ -53,22 +57,31 @@ def measure(source, *, names=PRESETS, evaluation=EVALUATION, layers="*"):
                 "multipliers": config.multipliers,
                 "verilog_seconds": round(seconds, 1),
                 "verilog_lines": text.count("\n"),
-                "build_seconds": round(report.build_seconds, 1),
-                "cycles": report.total("convolve", "total_cycles"),
-                **{key: totals[key] for key in (
-                    "compute_cycles", "requantize_cycles", "cycles_per_second",
-                    "elements_compared", "elements_different")},
+                "build_seconds": round(alone.build_seconds, 1),
+                "cycles_per_second": alone.as_dict()["cycles_per_second"],
+                "cycles_per_second_all": totals["cycles_per_second"],
+                "elements_compared": totals["elements_compared"],
+                "elements_different": totals["elements_different"],
+                "mismatch": totals["mismatch"],
+                "cycles_by_format": demo.cycles_by_format(report),
             }
     return {"model": str(source), "evaluation": evaluation, "layers": chosen,
-            "processors": os.cpu_count(), "machine": platform.machine(), "presets": found}
+            "largest_layer": largest[0].name, "processors": os.cpu_count(),
+            "machine": platform.machine(), "presets": found}
 
 
 def measure_table(results):
     """Table of a result of `measure`, a column for each preset, for rich."""
-    table = Table("", *results["presets"])
-    for column in table.columns[1:]:
-        column.justify = "right"
-    columns = list(results["presets"].values())
-    for key in columns[0]:
-        table.add_row(key.replace("_", " "), *(f"{column[key]:,}" for column in columns))
+    columns = results["presets"]
+    table = Table(title="Tools, on this machine")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for text, key in (
+            ("4-bit multipliers", "multipliers"), ("Verilog, seconds", "verilog_seconds"),
+            ("Verilog, lines", "verilog_lines"), ("simulator build, seconds", "build_seconds"),
+            (f"cycles simulated a second, {results['largest_layer']}", "cycles_per_second"),
+            ("cycles simulated a second, all layers", "cycles_per_second_all"),
+            ("elements compared", "elements_compared"), ("different", "elements_different")):
+        table.add_row(text, *(f"{column[key]:,}" for column in columns.values()))
     return table

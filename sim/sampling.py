@@ -1,14 +1,14 @@
 """Layer calls of a sampling run: what the RTL executes when a model makes an image."""
 
+import dataclasses
 import fnmatch
 
+from golden import quantize
 from golden.quantized_network import evaluate
 from golden.sampler import draw_noise, evaluations, sample
 from sim import lowering
 
-__all__ = ["EVERY", "parse_evaluations", "select_layers", "states", "layer_calls"]
-
-EVERY = "*"
+__all__ = ["parse_evaluations", "select_layers", "thresholds_for", "states", "layer_calls"]
 
 
 def parse_evaluations(text, model):
@@ -50,6 +50,26 @@ def select_layers(text, model):
             if any(fnmatch.fnmatchcase(name, part) for part in parts)]
 
 
+def thresholds_for(model, config, fraction=None):
+    """Threshold of every layer, by name.
+
+    By default those with which both sides of `config` need the fewest cycles on the calibration's
+    zero counts; with `fraction`, a channel is sparse where that share of its activations was 0.
+
+    Raises
+    ------
+    ValueError
+        If `fraction` is not in 0..1.
+    """
+    if fraction is not None:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"threshold must be in 0..1, not {fraction!r}")
+        return quantize.fixed(model, fraction)
+    return quantize.balance(
+        model, config.vector * config.dense_lanes, config.sparse_pes * config.sparse_lanes,
+        dense_lanes=config.dense_lanes, sparse_lanes=config.sparse_lanes, vector=config.vector)
+
+
 class _Enough(Exception):
     """The sampler has come as far as needed."""
 
@@ -85,17 +105,24 @@ def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds
     layers : names of layers, see `select_layers`
     seed : of the image
     interval : evaluations between updates of the labels
-    thresholds : dict by layer name, in place of the model's
+    thresholds : dict by layer name; by default those of `thresholds_for`
 
     Labels follow from the counts of the last evaluation that updated them, whether it is wanted or
-    not; before evaluation 0, from the calibration's.
+    not; before evaluation 0, from the calibration's. `layers` take the core's detector entries one
+    after the other.
 
     Raises
     ------
     sim.lowering.FitError
         Before the first call of an evaluation, if any of its layers does not fit.
     """
+    if thresholds is None:
+        thresholds = thresholds_for(model, config)
     options = {"vector": config.vector, "interval": interval, "thresholds": thresholds}
+    bases, total = {}, 0
+    for name in layers:
+        bases[name] = total
+        total += model.layers[name].slots(config.vector) * model.layers[name].sparse_capable
     updates = {index: (index - 1) // interval * interval for index in wanted if index}
     inputs = states(model, {*wanted, *updates.values()}, seed)
     detector = model.detector(config.vector)
@@ -107,11 +134,11 @@ def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds
         before = detector.counts.clone()
         calls = evaluate(model, inputs[index], index, detector, **options).calls
         held = index if index % interval == 0 else update
-        chosen = [call for call in calls if call.name in layers]
-        for call in chosen:
+        chosen = [(call.detector_base, dataclasses.replace(call, detector_base=bases[call.name]))
+                  for call in calls if call.name in bases]
+        for _, call in chosen:
             lowering.check_fit(call, config)
-        for call in chosen:
+        for first, call in chosen:
             item = model.layers[call.name]
-            first = call.detector_base
             yield call, (before[first:first + item.slots(config.vector)]
                          if item.sparse_capable else None)

@@ -74,6 +74,9 @@ class Record:
     Members
     -------
     layer, evaluation, format : of the call
+    height, width, kernel, channels, outputs : of the convolution
+    macs : useful ones: taps that lie inside the image, whatever the activation
+    zero_fraction : of the activations' codes; 0 for the network's input
     elements_compared, elements_different : of everything that was compared
     dense_channels, sparse_channels : by label
     requantize, convolve : registers of the passes by name, with ``reads`` and ``writes`` in words
@@ -83,6 +86,13 @@ class Record:
     layer: str
     evaluation: int
     format: str
+    height: int = 0
+    width: int = 0
+    kernel: int = 0
+    channels: int = 0
+    outputs: int = 0
+    macs: int = 0
+    zero_fraction: float = 0.0
     elements_compared: int
     elements_different: int
     dense_channels: int
@@ -159,10 +169,9 @@ class Report:
 @functools.cache
 def core_verilog(config):
     """Verilog of the core of ``config``, module ``sqdm_core``."""
-    from hw.core import Core
-    from hw.verilog import emit
+    from hw.verilog import generate
 
-    return emit(Core(config), "sqdm_core")
+    return generate(config)[0]
 
 
 def build(config, *, verilog=None, waves=False, cache_dir=None):
@@ -381,6 +390,7 @@ class _Run:
         answers += [{}] * (2 - len(answers))
         record = Record(
             layer=call.name, evaluation=call.evaluation, format=lowered.shape.format.name,
+            **_sizes(lowered.shape, result.codes),
             elements_compared=comparison.compared.total(),
             elements_different=comparison.different.total(),
             dense_channels=int(sum(part != detector.NO_CHANNEL for part in lists[0])),
@@ -403,3 +413,22 @@ class _Run:
             return work, None
         cycles = conv_cycles(*arguments, config)
         return work, {register: int(cycles[key]) for register, key in CYCLES.items()}
+
+
+def _sizes(shape, codes):
+    """Shape, size and zeros of a layer, as fields of `Record`."""
+    channels = sum(shape.channels)
+    taps = _taps(shape.height, shape.kernel) * _taps(
+        shape.width, shape.kernel)
+    zeros = 0.0
+    if shape.format != Format.IN16:
+        zeros = float((codes.codes[codes.valid] == 0).double().mean())
+    return {"height": shape.height, "width": shape.width, "kernel": shape.kernel,
+            "channels": channels, "outputs": shape.outputs,
+            "macs": taps * channels * shape.outputs, "zero_fraction": round(zeros, 4)}
+
+
+def _taps(size, kernel):
+    """Taps of a row of ``size`` outputs that lie inside the row."""
+    reach = kernel // 2
+    return sum(max(0, size - abs(offset)) for offset in range(-reach, reach + 1))
