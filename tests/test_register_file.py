@@ -24,7 +24,7 @@ def test_random_traffic(reading, writing):
     rng = random.Random(int(10 * reading + writing))
 
     async def bench(ctx):
-        held = None             # what a read cycle without a read must still show
+        held = None             # register and value that the cycle before asked for
         seen, struck = set(), set()
         for cycle in range(400):
             number = rng.randrange(32) if rng.random() < 0.3 else rng.choice(

@@ -125,7 +125,7 @@ ILLEGAL = [
 
 FEW_SCALES = replace(TINY, name="few-scales", scale_depth=512, weight_scale_depth=256,
                      activation_depth=4096)
-FEW_UNITS = replace(FEW_SCALES, name="few-units", sparse_scale_units=1)
+FEW_UNITS = replace(FEW_SCALES, name="few-units", sparse_scale_units=1, sparse_weight_depth=144)
 OTHERS = {
     DENSE: [      # without sparse PEs only the dense weights count: 36 * words * output words
         ({"channels": 64, "outputs": 48}, None),
@@ -155,10 +155,11 @@ OTHERS = {
         ({"channels": 16, "outputs": 49}, Error.SCALES),
         ({"format": Format.MX8, "group": 32, "channels": 32, "outputs": 48}, None),
         ({"format": Format.MX8, "group": 32, "channels": 33, "outputs": 32}, Error.SCALES)],
-    FEW_UNITS: [  # of a sparse PE: taps * output words * 16 rows, for formats that it computes
+    FEW_UNITS: [  # of a sparse PE: taps * output words * 16 rows, and 9 weight rows a slot, A4 only
         ({"channels": 16, "outputs": 16}, None),
         ({"channels": 16, "outputs": 17}, Error.SCALES),
-        ({"format": Format.MX8, "group": 32, "channels": 16, "outputs": 17}, None)],
+        ({"channels": 17, "outputs": 16}, Error.WEIGHTS),
+        ({"format": Format.MX8, "group": 32, "channels": 32, "outputs": 17}, None)],
 }
 
 
