@@ -147,26 +147,30 @@ def info(model: Model, json_file: Json = None):
 
     from golden.checkpoint import load_model
     from golden.network import layer_shapes
+    from golden.quantize import formats, resolve
 
-    network, record = load_model(model)
+    network, record = load_model(resolve(model))
     shapes = layer_shapes(network.unet)
+    chosen = formats(network.unet)
     total = sum(shape.macs for shape in shapes)
     facts = {
         "parameters": sum(value.numel() for value in network.parameters()),
         "macs": total,
-        "layers": [{**dataclasses.asdict(shape), "macs": shape.macs} for shape in shapes],
+        "layers": [{**dataclasses.asdict(shape), "macs": shape.macs,
+                    "format": chosen[shape.name].name} for shape in shapes],
         "record": record,
     }
     if json_file:
         _write_json(json_file, facts)
     origin = ", ".join(f"{name} {value}" for name, value in record.items()
-                       if name != "architecture" and value is not None)
+                       if name not in ("architecture", "quantized") and value is not None)
     print(f"{origin}\n{facts['parameters']:,} parameters, {total:,} MACs an evaluation")
-    table = Table("layer", "channels", "outputs", "pixels", "kernel", "MACs", "share")
-    for column in table.columns[1:]:
+    table = Table("layer", "format", "channels", "outputs", "pixels", "kernel", "MACs", "share")
+    for column in table.columns[2:]:
         column.justify = "right"
     for shape in shapes:
-        table.add_row(shape.name, " + ".join(map(str, shape.segments)), str(shape.cout),
+        table.add_row(shape.name, chosen[shape.name].name, " + ".join(map(str, shape.segments)),
+                      str(shape.cout),
                       f"{shape.height}x{shape.width}", f"{shape.kernel}x{shape.kernel}",
                       f"{shape.macs:,}", f"{shape.macs / total:.1%}")
     _print_table(table)
@@ -200,6 +204,9 @@ def quantize(
     out: Annotated[Path, typer.Option(help="File for the quantized model.")],
     images: Annotated[int, typer.Option(min=1, help="Images of the calibrating run.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of that run.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Heun steps of that run, and of the schedule it is for.")
+    ] = 18,
     json_file: Json = None,
 ):
     """Quantize a float model to W4A4 and MXINT8, with scales from a sampling run of its own."""
@@ -217,7 +224,8 @@ def quantize(
                 advance()
                 done += 1
 
-        quantized = quantizer.quantize(model, images=images, seed=seed, progress=progress)
+        quantized = quantizer.quantize(model, images=images, seed=seed, steps=steps,
+                                       progress=progress)
     quantizer.save(quantized, out)
     zeros = quantizer.zero_fraction(quantized)
     if json_file:

@@ -5,6 +5,8 @@ out of the collection, so that a clone passes without them; where it is set, the
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,65 @@ def data_folder():
 def repository():
     """The root of the source tree."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A quantized network with random weights and a schedule of 4 steps, 7 evaluations."""
+    import torch
+
+    from golden.network import Architecture, Precond
+    from golden.quantize import quantize_model
+
+    torch.manual_seed(0)
+    network = Precond(Architecture(resolution=8, model_channels=16, channel_mult=(1, 1),
+                                   num_blocks=1))
+    for value in network.parameters():
+        if not value.any():
+            torch.nn.init.normal_(value, std=0.1)
+    return quantize_model(network, {"recipe": "random"}, images=1, steps=4)
+
+
+@pytest.fixture(scope="session")
+def small_model_file(small_model, tmp_path_factory):
+    """The file of `small_model`."""
+    from golden.quantize import save
+
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save(small_model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def wheel(repository, tmp_path_factory):
+    """The built wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder,
+                    repository], check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """Runs a command of the installed wheel in an empty folder.
+
+    The environment has the wheel and, in place of a download, the packages of this one.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    subprocess.run([sys.executable, "-m", "pip", "--python", folder / "venv" / "bin" / "python",
+                    "install", "--quiet", "--no-deps", "--no-index", wheel],
+                   env=environment, check=True)
+    here = next(path for path in sys.path if path.endswith("site-packages"))
+    site = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    (site / "packages.pth").write_text(f"{here}\n")
+    empty = folder / "empty"
+    empty.mkdir()
+
+    def run(*arguments):
+        return subprocess.run([folder / "venv" / "bin" / "sqdm", *map(str, arguments)], cwd=empty,
+                              capture_output=True, text=True)
+
+    run.folder = empty
+    return run

@@ -243,14 +243,6 @@ def test_skips_can_be_failures(sample_tests):
 
 # The wheel
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder,
-                    ROOT], check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
-
-
 def test_wheel_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
@@ -259,32 +251,6 @@ def test_wheel_contents(wheel):
         for path in (ROOT / room).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert str(path.relative_to(ROOT)) in names
-
-
-@pytest.fixture(scope="session")
-def installed(wheel, tmp_path_factory):
-    """Runs a command of the installed wheel in an empty folder.
-
-    The environment has the wheel and, in place of a download, the packages of this one.
-    """
-    folder = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
-    subprocess.run([sys.executable, "-m", "pip", "--python", folder / "venv" / "bin" / "python",
-                    "install", "--quiet", "--no-deps", "--no-index", wheel],
-                   env=environment, check=True)
-    here = next(path for path in sys.path if path.endswith("site-packages"))
-    site = next((folder / "venv" / "lib").glob("python*/site-packages"))
-    (site / "packages.pth").write_text(f"{here}\n")
-    empty = folder / "empty"
-    empty.mkdir()
-
-    def run(*arguments):
-        return subprocess.run([folder / "venv" / "bin" / "sqdm", *map(str, arguments)], cwd=empty,
-                              capture_output=True, text=True)
-
-    run.folder = empty
-    return run
 
 
 def test_wheel_runs(installed):
