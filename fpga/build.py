@@ -28,6 +28,21 @@ RESOURCES = (
 )
 
 
+# Products of 4-bit codes go to carry chains: each would take a whole 18x18 multiplier otherwise.
+SMALL_PRODUCTS = f"""
+read_verilog -lib -specify +/ecp5/cells_sim.v +/ecp5/cells_bb.v
+hierarchy -check -top {NAME}
+proc
+opt_expr
+opt_clean
+wreduce
+opt_clean
+alumacc t:$mul r:A_WIDTH<=5 %i r:B_WIDTH<=5 %i
+maccmap t:$macc
+opt_clean
+"""
+
+
 class FlowError(Exception):
     """A tool failed, or the design is too slow for the board; names the stage and its log."""
 
@@ -80,6 +95,7 @@ def plan(board, config, core):
     return platform.build(
         boards.Top(board, config), name=NAME, do_build=False, emit_src=False, verbose=True,
         read_verilog_opts="-sv",
+        script_after_read=SMALL_PRODUCTS,
         synth_opts="-nowidelut",  # wide LUTs turn 4-bit products into multiplexers
         nextpnr_opts=f"--report {NAME}.report.json --timing-allow-fail --router router2",
         ecppack_opts="--compress")
