@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 
+from rich import box
 from rich.table import Table
 
 from golden import quantize
@@ -83,38 +84,45 @@ def run_layers(calls, config, *, total, text=None, waves=None):
 def layer_table(report, config):
     """Table of a report, a row for each layer, for rich.
 
-    Utilization is the 4-bit products of all useful MACs over multipliers and compute cycles: above
-    100 % where zeros are skipped.
+    Zeros and channels on both sides are means over the evaluations, the rest are sums. Use is the
+    4-bit products of all useful MACs over multipliers and compute cycles: above 100 % where zeros
+    are skipped.
     """
-    table = Table(title=f"Layers on {config.name}: both passes in cycles, all evaluations together")
-    for name in ("layer", "format", "shape"):
-        table.add_column(name)
-    for name in ("zeros", "dense + sparse\nchannels", "requantize", "convolve", "of it\ncompute",
-                 "utilization", "elements\ncompared", "different"):
-        table.add_column(name, justify="right")
+    table = Table(title=f"Layers on {config.name}: cycles of both passes, what was compared",
+                  box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for name in ("layer", "format", "size"):
+        table.add_column(name, no_wrap=True)
+    for name in ("channels", "zeros", "dense +\nsparse", "requan-\ntize", "con-\nvolve",
+                 "of it\ncompute", "use", "elements\ncompared", "differ-\nent"):
+        table.add_column(name, justify="right", no_wrap=True)
     rows = collections.defaultdict(list)
     for record in report.records:
         rows[record.layer].append(record)
-    for name, records in [*rows.items(), ("all", report.records)]:
-        one = records[0] if name != "all" else None
-        requantize = sum(record.requantize.get("total_cycles", 0) for record in records)
-        convolve = sum(record.convolve.get("total_cycles", 0) for record in records)
-        compute = sum(record.convolve.get("compute_cycles", 0) for record in records)
-        products = sum(record.macs * PRODUCTS[record.format] for record in records)
-        zeros = sum(record.zero_fraction for record in records) / len(records)
+    for name, records in rows.items():
+        first = records[0]
+        zeros, dense, sparse = (
+            sum(getattr(record, field) for record in records) / len(records)
+            for field in ("zero_fraction", "dense_channels", "sparse_channels"))
         table.add_row(
-            name, one.format if one else "", "" if one is None else
-            f"{one.height}x{one.width} {one.kernel}x{one.kernel} {one.channels}->{one.outputs}",
-            "" if one is None else f"{zeros:.0%}",
-            "" if one is None else " ".join(
-                f"{record.dense_channels}+{record.sparse_channels}" for record in records[:3])
-            + (" ..." if len(records) > 3 else ""),
-            f"{requantize:,}", f"{convolve:,}", f"{compute:,}",
+            name, first.format, f"{first.height}x{first.width} {first.kernel}x{first.kernel}",
+            f"{first.channels}->{first.outputs}", f"{zeros:.0%}", f"{dense:.0f} + {sparse:.0f}",
+            *_sums(records, config), end_section=name == list(rows)[-1])
+    table.add_row("all", *[""] * 5, *_sums(report.records, config))
+    return table
+
+
+def _sums(records, config):
+    """The last columns of `layer_table`."""
+    requantize, convolve, compute = (
+        sum(getattr(record, kind).get(key, 0) for record in records) for kind, key in
+        (("requantize", "total_cycles"), ("convolve", "total_cycles"),
+         ("convolve", "compute_cycles")))
+    products = sum(record.macs * PRODUCTS[record.format] for record in records
+                   if record.convolve)
+    return (f"{requantize:,}", f"{convolve:,}", f"{compute:,}",
             f"{products / max(1, compute * config.multipliers):.0%}",
             f"{sum(record.elements_compared for record in records):,}",
-            f"{sum(record.elements_different for record in records):,}",
-            end_section=name == list(rows)[-1])
-    return table
+            f"{sum(record.elements_different for record in records):,}")
 
 
 def cycles_by_format(report):

@@ -70,9 +70,10 @@ def sparsity(path, model, counts, thresholds, names=None):
         before = torch.cat([item.zeros[:1].long(), zeros[:-1]])
         sparse = before * 65536 >= thresholds[name] * pixels
         order = zeros.double().mean(0).argsort(stable=True)
-        shown = above.imshow((zeros.double() / pixels)[:, order].T, aspect="auto", vmin=0, vmax=1,
-                             cmap="viridis", interpolation="nearest", origin="lower")
-        below.imshow(sparse[:, order].T, aspect="auto", vmin=0, vmax=1, cmap="gray_r",
+        fractions = (zeros.double() / pixels)[:, order].T.numpy()
+        shown = above.imshow(fractions, aspect="auto", vmin=0, vmax=1, cmap="viridis",
+                             interpolation="nearest", origin="lower")
+        below.imshow(sparse[:, order].T.numpy(), aspect="auto", vmin=0, vmax=1, cmap="gray_r",
                      interpolation="nearest", origin="lower")
         above.set_title(f"{name}\n{item.height}x{item.width}, {sum(item.segments)} channels,"
                         f" {(zeros.double() / pixels).mean():.0%} zeros", fontsize=8)
