@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# Small tensors: a second thread costs more than it gives, far more on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser):
     parser.addoption("--fail-on-skip", action="store_true",

@@ -1,0 +1,170 @@
+"""The subcommands of sqdm that take a model, run as a user runs them."""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections import Counter
+
+import pytest
+import safetensors.torch
+from PIL import Image
+
+import sqdm
+from golden.checkpoint import load_model, read_file, save_model
+from sim import compare, demo, simulate
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command in this process; returns its status and what it printed."""
+    monkeypatch.delenv("SQDM_TRACEBACK", raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sqdm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            sqdm.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def expect_refusal(done, line):
+    """One line on stderr, exit status 2."""
+    status, _, err = done
+    assert status == 2
+    assert re.fullmatch(rf"sqdm: {line}\n", err), err
+
+
+def test_info(command, small_model_file, tmp_path):
+    status, out, _ = command("info", small_model_file, "--json", tmp_path / "info.json")
+    assert status == 0
+    facts = json.loads((tmp_path / "info.json").read_text())
+    assert facts["macs"] == sum(layer["macs"] for layer in facts["layers"])
+    for layer in facts["layers"]:
+        assert re.search(rf"{re.escape(layer['name'])} .*{layer['format']} .*{layer['macs']:,} ",
+                         out)
+
+
+def test_quantize_and_sample(command, small_model_file, tmp_path):
+    network, _ = load_model(small_model_file)
+    save_model(tmp_path / "float.safetensors", network, {"recipe": "random"})
+    status, _, _ = command(
+        "quantize", tmp_path / "float.safetensors", "--out", tmp_path / "q.safetensors",
+        "--images", 1, "--steps", 3, "--json", tmp_path / "q.json")
+    assert status == 0
+    formats = json.loads((tmp_path / "q.json").read_text())["formats"]
+    assert formats["first"] == "IN16"
+    assert {"MX8", "A4U"} <= set(formats.values())
+    status, out, _ = command("sample", tmp_path / "q.safetensors", "--out", tmp_path / "images",
+                             "--count", 2)
+    assert status == 0
+    with Image.open(tmp_path / "images" / "samples.png") as picture:
+        assert picture.width > picture.height / 2
+    results = json.loads((tmp_path / "images" / "samples.json").read_text())
+    assert len(results["sqnr_db_of_evaluations"]) == 5
+    assert f"SQNR {results['sqnr_db']:.1f} dB" in out
+
+
+@pytest.mark.parametrize(("content", "line"), [
+    (lambda data: data[:1000], r".*must be a whole safetensors file \(.*\)"),
+    (lambda data: b"\x80\x04K\x01.", r".*must be a whole safetensors file \(.*\)"),
+], ids=["truncated", "pickle"])
+@pytest.mark.parametrize("name", ["info", "simulate", "sample"])
+def test_damaged_model(command, name, content, line, small_model_file, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(content(small_model_file.read_bytes()))
+    expect_refusal(command(name, tmp_path / "bad.safetensors"), line)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
+
+
+def test_model_with_nan(command, small_model_file, tmp_path):
+    tensors, record = read_file(small_model_file)
+    name = next(name for name, value in tensors.items() if value.is_floating_point())
+    tensors[name].view(-1)[0] = float("nan")
+    data = safetensors.torch.save(tensors, {"sqdm": json.dumps(record)})
+    (tmp_path / "nan.safetensors").write_bytes(data)
+    expect_refusal(command("simulate", tmp_path / "nan.safetensors"),
+                   rf".*tensor {re.escape(name)} must be finite, not NaN or infinite")
+
+
+def test_float_model_must_be_quantized_first(command, small_model_file, tmp_path):
+    network, _ = load_model(small_model_file)
+    save_model(tmp_path / "float.safetensors", network, {})
+    expect_refusal(command("simulate", tmp_path / "float.safetensors"),
+                   r".*must be a quantized model, not a float one: quantize it first")
+
+
+@pytest.mark.parametrize(("options", "line"), [
+    (["--evaluations", "9"], r"evaluations must be in 0\.\.6, not '9'"),
+    (["--layers", "absent"], r"layers must match some of first, .*, not 'absent'"),
+    (["--preset", "absent"], r"preset must be one of tiny, .*, not 'absent'"),
+    (["--threshold", "1.5"], r"threshold must be in 0\.\.1, not 1\.5"),
+])
+def test_simulate_refuses(command, options, line, small_model_file):
+    expect_refusal(command("simulate", small_model_file, *options), line)
+
+
+def test_simulate_refuses_a_layer_that_does_not_fit(command, small_model_file, tmp_path):
+    (tmp_path / "narrow.toml").write_text('base = "tiny"\nactivation_depth = 8\n')
+    expect_refusal(command("simulate", small_model_file, "--preset", tmp_path / "narrow.toml"),
+                   r".* must be at most 8 for narrow, not \d+: \d+ too many")
+
+
+def test_fpga_refuses_an_unknown_board(command, tmp_path):
+    expect_refusal(command("fpga", "--board", "absent", "--out", tmp_path / "out"),
+                   r"board must be one of ulx3s-85f.*, not 'absent'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_simulate_from_the_wheel(installed, small_model_file):
+    """In an empty folder, outside make, with nothing of the source tree on the path."""
+    done = installed("simulate", small_model_file, "--preset", "tiny", "--evaluations", "0,2",
+                     "--layers", "first,*conv1", "--json", "simulate.json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((installed.folder / "simulate.json").read_text())
+    assert results["elements_compared"] > 0
+    assert results["elements_different"] == 0
+    assert results["evaluations"] == [0, 2]
+    assert f"{results['elements_compared']:,} elements compared, 0 different" in done.stdout
+
+
+def test_simulate_ends_with_the_first_difference(command, small_model_file, tmp_path,
+                                                 monkeypatch):
+    """Status 1, one line, and the JSON file all the same; tests/test_faults.py has real faults."""
+    mismatch = compare.Mismatch(layer="first", evaluation=0, what="output", channel=3, pixel=(1, 2),
+                                expected=7, actual=8)
+    record = simulate.Record(**dict.fromkeys(
+        (field.name for field in dataclasses.fields(simulate.Record)), 0) | {
+            "layer": "first", "format": "IN16", "requantize": {}, "convolve": {"total_cycles": 5},
+            "mismatches": [mismatch]})
+    report = simulate.Report(records=[record], compared=Counter(output=10),
+                             different=Counter(output=1))
+    monkeypatch.setattr(demo, "run_layers", lambda calls, config, **options: report)
+    status, out, err = command("simulate", small_model_file, "--json", tmp_path / "simulate.json")
+    assert status == 1
+    assert err == f"sqdm: the RTL differs: {mismatch}\n"
+    assert "10 elements compared, 1 different" in out
+    assert json.loads((tmp_path / "simulate.json").read_text())["mismatch"] == str(mismatch)
+
+
+def test_demo(small_model_file, tmp_path):
+    """The whole demo on a small model and the smallest core."""
+    results, reports = demo.demo(small_model_file, tmp_path, preset="tiny", yardstick="tiny",
+                                 images=2, wanted=(1,), layers="first,*conv0")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "report.json", "samples.png", "sparsity.png", "sqdm_core.json", "sqdm_core.v"]
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written == json.loads(json.dumps(results))
+    assert {"model", "preset", "zero_fraction", "elements_compared", "elements_different",
+            "evaluations", "layers", "cycles", "cycles_dense", "sqnr_db"} <= set(written)
+    assert written["elements_different"] == 0
+    assert written["cycles"] == written["cycles_dense"] > 0
+    parts = written["cycles_by_format"]["tiny"]
+    assert parts["all"]["total"] == parts["W4A4"]["total"] + parts["MXINT8"]["total"]
+    assert parts["all"]["layer_calls"] == len(written["layers"])
+    assert 0 < parts["W4A4"]["compute"] < parts["W4A4"]["convolve"]
+    for name in ("samples.png", "sparsity.png"):
+        with Image.open(tmp_path / name) as picture:
+            picture.load()
+    assert os.path.getsize(tmp_path / "sqdm_core.v") > 100_000
