@@ -355,26 +355,29 @@ def region_words(shape):
     return words
 
 
-def demands(shape, config, detector_base):
-    """What a layer needs of a core, in the order of the checks: (error, what, need, available)."""
+def demands(shape, config, detector_base=0):
+    """What a layer needs of a core, in the order of its checks: (error, what, need, have)."""
     error = descriptor.Error
     words = shape.slots // shape.vector
+    rows = shape.taps * shape.groups * shape.output_slots
+    if shape.format == Format.IN16:
+        yield error.FORMAT, "channels of the network input", sum(shape.channels), shape.vector
     yield error.SHAPE, "pixels", shape.pixels, 65535
     yield error.CHANNELS, "input channel slots", shape.slots, config.max_channels
     yield error.CHANNELS, "output channels", shape.outputs, config.max_outputs
-    yield (error.ACTIVATIONS, "words of activation codes",
-           words * shape.pixels * shape.planes, config.activation_depth)
-    yield error.SCALES, "activation scales", shape.groups * shape.pixels, config.scale_depth
-    rows = shape.taps * shape.groups * shape.output_slots
+    yield (error.ACTIVATIONS, "words of activation codes", words * shape.pixels * shape.planes,
+           config.activation_depth)
     yield (error.WEIGHTS, "words of dense weights",
            words * shape.taps * shape.planes * shape.output_slots // config.dense_lanes,
            config.weight_depth)
-    yield (error.SCALES, "words of dense weight scales", rows // config.dense_scale_units,
-           config.weight_scale_depth)
     if shape.sparse:
         yield (error.WEIGHTS, "words of sparse weights",
                shape.slots * shape.taps * _ceil(shape.output_slots, config.sparse_lanes),
                config.sparse_weight_depth)
+    yield error.SCALES, "activation scales", shape.groups * shape.pixels, config.scale_depth
+    yield (error.SCALES, "words of dense weight scales", rows // config.dense_scale_units,
+           config.weight_scale_depth)
+    if shape.sparse:
         yield (error.SCALES, "words of sparse weight scales", rows // config.sparse_scale_units,
                config.weight_scale_depth)
     if shape.format in (Format.A4U, Format.A4S):

@@ -140,10 +140,17 @@ def _requantization(rng, shape):
         gain = gain * _pick(rng, 1, 4)
         offset = offset * _pick(rng, 1, 1 << 8)
     gain, offset = np.clip(gain, -32768, 32767), np.clip(offset, -1 << 31, (1 << 31) - 1)
-    counts = list(shape.channels)
     return layer.Requantization(
-        [_tensor(x) for x in segments], spread(_tensor(gain), counts, shape.vector),
-        spread(_tensor(offset), counts, shape.vector), shift, relu, shape.format)
+        [_tensor(x) for x in segments], _table(rng, gain, shape), _table(rng, offset, shape),
+        shift, relu, shape.format)
+
+
+def _table(rng, values, shape):
+    """``values`` of all channels by slot; in slots without a channel lies something else."""
+    counts = list(shape.channels)
+    there = spread(torch.ones(len(values), dtype=torch.int64), counts, shape.vector)
+    noise = _tensor(rng.integers(-32768, 32768, len(there)))
+    return torch.where(there == 1, spread(_tensor(values), counts, shape.vector), noise)
 
 
 def _labels(rng, shape):
@@ -192,17 +199,19 @@ def _convolution(rng, shape, codes):
 def random_calls(rng, config, count, *, budget=BUDGET):
     """Yield ``count`` random calls with their counts, as `sim.simulate.simulate` takes them.
 
-    Some are followed by the same layer at the next evaluations, with new activations: its labels
-    are then those that the core keeps itself.
+    Formats take turns. Some calls are followed by the same layer at the next evaluations, with
+    new activations: its labels are then those that the core keeps itself.
     """
     number = 0
-    while number < count:
+    for format in itertools.cycle(Format):
+        if number == count:
+            return
         call, counts = random_call(rng, config, name=f"random {number}", budget=budget,
-                                   evaluation=int(rng.integers(8)))
+                                   evaluation=int(rng.integers(8)), format=format)
         yield call, counts
         number += 1
         shape = lowering.Shape.of(call, config)
-        for _ in range(int(rng.integers(4)) if counts is not None else 0):
+        for _ in range(int(rng.integers(5)) if counts is not None else 0):
             if number == count:
                 return
             call = layer.LayerCall(

@@ -16,6 +16,7 @@ from hw.config import SMALL, SMALL_DENSE, TINY
 from hw.descriptor import Error, Format, Kind
 from sim import lowering, random_layers
 from sim.compare import Comparison, compare_convolve, compare_requantize
+from tests import test_sequencer
 from tests.interpreter import Interpreter
 from tests.strategies import few, many
 
@@ -371,6 +372,55 @@ def test_a_detector_that_is_too_small():
     with pytest.raises(lowering.FitError, match="^conv: detector entries must be at most 2048 for "
                                                 "tiny, not 2049: 1 too many$"):
         lowering.check_fit(call, TINY)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_the_core_refuses_the_same_layers(config):
+    """For sizes around every limit, `check_shape` and the sequencer give the same error."""
+    rng = np.random.default_rng(9)
+
+    def around(limit):
+        near = [1, limit // 2, limit - 1, limit, limit + 1, rng.integers(limit) + 1]
+        return int(rng.choice(near))
+
+    def refusal(shape, detector_base):
+        try:
+            lowering.check_shape("layer", shape, config, detector_base)
+        except lowering.FitError as error:
+            return error.error
+        return None
+
+    async def body(bench):
+        errors = set()
+        for _ in range(400):
+            format = Format(rng.integers(4))
+            sides = sorted(2 ** rng.integers(0, 7, 2))
+            channels = around(config.vector if format == Format.IN16 else config.max_channels)
+            second = around(config.vector) if format != Format.IN16 and rng.random() < 0.3 else 0
+            shape = lowering.Shape(
+                format=format, kernel=int(rng.choice([1, 3])), residual=False,
+                height=int(sides[0]), width=int(sides[1] + rng.integers(-1, 2)) or 1,
+                channels=(channels, second)[:1 + (second > 0)], outputs=around(config.max_outputs),
+                vector=config.vector,
+                sparse=config.sparse_pes > 0 and format in (Format.A4U, Format.A4S))
+            detector_base = around(config.detector_depth - shape.slots)
+            expected = refusal(shape, detector_base)
+            if expected == Error.WINDOW:     # of the memory as a whole, which no descriptor shows
+                continue
+            make = test_sequencer.requantization if expected == Error.DETECTOR else (
+                test_sequencer.convolution)
+            fields = make(
+                config, format=format, group=shape.group_size, height=shape.height,
+                width=shape.width, channels=channels, channels_second=second,
+                outputs=shape.outputs, kernel=shape.kernel, detector=detector_base, interval=1,
+                relu=int(make is test_sequencer.requantization and format == Format.A4U))
+            assert await bench.check(descriptor.pack(**fields)) == expected, fields
+            if expected is None:
+                await bench.finish()
+            errors.add(expected)
+        assert errors >= {None, Error.CHANNELS, Error.ACTIVATIONS, Error.WEIGHTS, Error.DETECTOR}
+
+    test_sequencer.run(config, body)
 
 
 @pytest.mark.parametrize(("change", "text"), [
