@@ -69,7 +69,7 @@ def run_layers(calls, config, *, total, text=None, waves=None):
     `total` is their number; `text` is the core's Verilog, where it is there already.
     """
     calls = iter(calls)
-    with task("activations of the first evaluation"):
+    with task("activations of the first evaluation"), simulate.one_thread():
         first = next(calls)   # whether all layers fit shows before the simulator is built
     if text is None:
         with task(f"Verilog of {config.name}"):

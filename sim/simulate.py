@@ -5,6 +5,7 @@ runs the passes before; both meet in a folder of files (`sim.layer_bench`).
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import importlib.resources
@@ -25,7 +26,7 @@ from sim import lowering, verilator
 from sim.compare import Comparison, compare_convolve, compare_detector, compare_requantize
 from sim.cycles import conv_cycles
 
-__all__ = ["MemoryModel", "Record", "Report", "core_verilog", "build", "simulate"]
+__all__ = ["MemoryModel", "Record", "Report", "core_verilog", "build", "one_thread", "simulate"]
 
 AHEAD = 12   # passes that are prepared before the first of them is compared
 COUNTERS = ("total_cycles", "compute_cycles", "dense_busy", "sparse_busy", "stall_cycles",
@@ -194,6 +195,17 @@ def build(config, *, verilog=None, waves=False, cache_dir=None):
             f"-GMEMORY_WIDTH={memory_width}"])
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Let torch compute with one thread: layers are small, and the simulator takes a processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def simulate(calls, config, *, memory=None, placement=None, verilog=None, waves=None,
              keep_going=False, progress=None, folder=None, cache_dir=None):
     """Run layer calls on the RTL and compare everything they leave behind.
@@ -243,8 +255,9 @@ def simulate(calls, config, *, memory=None, placement=None, verilog=None, waves=
     own = folder is None
     folder = Path(tempfile.mkdtemp(prefix="sqdm-simulate-")) if own else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _Run(config, folder, report, memory or (lambda number: MemoryModel()),
-         placement or (lambda number: {}), keep_going, progress).all(calls, simulator, waves)
+    with one_thread():
+        _Run(config, folder, report, memory or (lambda number: MemoryModel()),
+             placement or (lambda number: {}), keep_going, progress).all(calls, simulator, waves)
     if own:
         shutil.rmtree(folder)
     return report
@@ -418,8 +431,7 @@ class _Run:
 def _sizes(shape, codes):
     """Shape, size and zeros of a layer, as fields of `Record`."""
     channels = sum(shape.channels)
-    taps = _taps(shape.height, shape.kernel) * _taps(
-        shape.width, shape.kernel)
+    taps = _taps(shape.height, shape.kernel) * _taps(shape.width, shape.kernel)
     zeros = 0.0
     if shape.format != Format.IN16:
         zeros = float((codes.codes[codes.valid] == 0).double().mean())
