@@ -231,8 +231,13 @@ class Shell(wiring.Component):
                 with m.If(access.write_request.ready):
                     m.d.sync += [byte.eq(byte + 1), address.eq(address + last_byte),
                                  index.eq(index + 1)]
+                    m.next = "Await answer"
+            # The answer must not reach the core, which has written nothing.
+            with m.State("Await answer"):
+                m.d.comb += host.eq(1)
+                with m.If(access.write_response.valid):
                     m.next = "Fetch byte"
-                    with m.If(index + 1 == request.length):
+                    with m.If(index == request.length):
                         m.next = "Reply"
 
             with m.State("Reply"):

@@ -86,14 +86,16 @@ class StandIn(wiring.Component):
                   for name, (word, low, bits, _) in FIELDS.items()}
         index, left = Signal(16), Signal(16)
         source, destination = Signal(32), Signal(32)
-        answered = Signal(16)
+        waiting = Signal(16)  # writes that were not answered yet; must never go below 0
+        m.d.sync += waiting.eq(waiting + (memory.write_request.valid & memory.write_request.ready)
+                               - memory.write_response.valid)
         with m.If(busy):
-            m.d.sync += [total.eq(total + 1), answered.eq(answered + memory.write_response.valid)]
+            m.d.sync += total.eq(total + 1)
 
         with m.FSM(name="pass"):
             with m.State("Idle"):
                 with m.If(start):
-                    m.d.sync += [busy.eq(1), done.eq(0), index.eq(0), total.eq(0), answered.eq(0)]
+                    m.d.sync += [busy.eq(1), done.eq(0), index.eq(0), total.eq(0)]
                     m.next = "Ask descriptor"
             with m.State("Ask descriptor"):
                 m.d.comb += [memory.read_request.valid.eq(1),
@@ -137,7 +139,7 @@ class StandIn(wiring.Component):
                                  left.eq(left - 1)]
                     m.next = "Ask"
             with m.State("End"):
-                with m.If((answered == fields["height"]) | (error != Error.NONE)):
+                with m.If(waiting == 0):
                     m.d.sync += [busy.eq(0), done.eq(1)]
                     m.next = "Idle"
 
