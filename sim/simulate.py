@@ -255,11 +255,17 @@ def simulate(calls, config, *, memory=None, placement=None, verilog=None, waves=
     own = folder is None
     folder = Path(tempfile.mkdtemp(prefix="sqdm-simulate-")) if own else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with one_thread():
-        _Run(config, folder, report, memory or (lambda number: MemoryModel()),
-             placement or (lambda number: {}), keep_going, progress).all(calls, simulator, waves)
-    if own:
-        shutil.rmtree(folder)
+    run = _Run(config, folder, report, memory or (lambda number: MemoryModel()),
+               placement or (lambda number: {}), keep_going, progress)
+    try:
+        with one_thread():
+            run.all(calls, simulator, waves)
+    except verilator.SimulationError:
+        own = False   # its log stays
+        raise
+    finally:
+        if own:
+            shutil.rmtree(folder)
     return report
 
 

@@ -1,6 +1,7 @@
 """Whole layers on the RTL: every bit against golden, every cycle against the cycle model."""
 
 import dataclasses
+import tempfile
 
 import numpy as np
 import pytest
@@ -191,11 +192,15 @@ def test_a_wrong_work_counter_or_cycle_is_named(monkeypatch):
         assert text.startswith(f"conv, evaluation 0: {what}, not ")
 
 
-def test_a_layer_that_does_not_fit_ends_the_run():
+def test_a_layer_that_does_not_fit_ends_the_run(monkeypatch, tmp_path):
+    """Nothing is left behind."""
+    simulate.build(TINY)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     call, counts = random_layers.random_call(np.random.default_rng(1), SMALL, channels=(100,))
     with pytest.raises(ValueError, match="^random: input channel slots must be at most 64 "
                                          "for tiny, not 112: 48 too many$"):
         simulate.simulate([(example(), COUNTS), (call, counts)], TINY)
+    assert list(tmp_path.glob("sqdm-simulate-*")) == []
 
 
 @pytest.mark.parametrize("fields", [{"read_latency": 0}, {"read_stall": 256}, {"seed": 0}])
