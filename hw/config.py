@@ -71,9 +71,9 @@ class Config:
         if self.sparse_pes and self.sparse_lanes % self.vector:
             raise ConfigError(f"sparse_lanes must be a multiple of vector ({self.vector}),"
                               f" not {self.sparse_lanes!r}")
-        if not 2 <= self.dense_lanes <= self.vector:
-            raise ConfigError(f"dense_lanes must be between 2 and vector ({self.vector}),"
-                              f" not {self.dense_lanes!r}")
+        if not self.quad <= self.dense_lanes <= self.vector:
+            raise ConfigError(f"dense_lanes must be between vector / 4 ({self.quad}) and vector"
+                              f" ({self.vector}), not {self.dense_lanes!r}")
         if self.sparse_pes > 4 or self.sparse_pes == 3:
             raise ConfigError(f"sparse_pes must be 0, 1, 2 or 4, not {self.sparse_pes!r}")
         for name in ("max_channels", "max_outputs"):
