@@ -5,7 +5,6 @@ import itertools
 import json
 import time
 
-from rich import box
 from rich.table import Table
 
 from golden import quantize
@@ -40,10 +39,11 @@ def compare_images(model, noise, steps=None):
         return right
 
     total = len(evaluations(steps))
-    with task("sampling in float, and the quantization's error", total) as advance:
-        floats = sample(denoise, noise, steps, advance)
-    with task("sampling quantized", total) as advance:
-        quantized = sample(model, noise, steps, advance)
+    with simulate.one_thread():
+        with task("sampling in float, and the quantization's error", total) as advance:
+            floats = sample(denoise, noise, steps, advance)
+        with task("sampling quantized", total) as advance:
+            quantized = sample(model, noise, steps, advance)
     return floats, quantized, ratios
 
 
@@ -89,11 +89,11 @@ def layer_table(report, config):
     are skipped.
     """
     table = Table(title=f"Layers on {config.name}: cycles of both passes, what was compared",
-                  box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+                  box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for name in ("layer", "format", "size"):
         table.add_column(name, no_wrap=True)
-    for name in ("channels", "zeros", "dense +\nsparse", "requan-\ntize", "con-\nvolve",
-                 "of it\ncompute", "use", "elements\ncompared", "differ-\nent"):
+    for name in ("channels", "zeros", "dense+\nsparse", "requan-\ntize", "con-\nvolve",
+                 "of it\ncompute", "use", "elements\ncompared", "diff-\nerent"):
         table.add_column(name, justify="right", no_wrap=True)
     rows = collections.defaultdict(list)
     for record in report.records:
@@ -104,9 +104,9 @@ def layer_table(report, config):
             sum(getattr(record, field) for record in records) / len(records)
             for field in ("zero_fraction", "dense_channels", "sparse_channels"))
         table.add_row(
-            name, first.format, f"{first.height}x{first.width} {first.kernel}x{first.kernel}",
-            f"{first.channels}->{first.outputs}", f"{zeros:.0%}", f"{dense:.0f} + {sparse:.0f}",
-            *_sums(records, config), end_section=name == list(rows)[-1])
+            name, first.format, f"{first.height}x{first.width}",
+            f"{first.channels}->{first.outputs}", f"{zeros:.0%}", f"{dense:.0f}+{sparse:.0f}",
+            *_sums(records, config))
     table.add_row("all", *[""] * 5, *_sums(report.records, config))
     return table
 
@@ -145,9 +145,9 @@ def cycles_table(cycles):
     hybrid, dense = next(iter(cycles)), next(reversed(cycles))
     table = Table(
         title=f"Cycles of the same layer calls on {hybrid} and {dense}",
-        caption=f"MXINT8 layers run on the dense side alone, which is half of the multipliers of"
-                f" {hybrid}\nand all of {dense}: they are slower on {hybrid}, whatever the zeros."
-                " Compute is a part of convolve.")
+        caption=f"MXINT8 layers run on the dense side alone, which has half of the multipliers of"
+                f" {hybrid} and all of {dense}: whatever the zeros, {hybrid} is slower there."
+                " Convolve includes compute and the memory port.", caption_justify="left")
     table.add_column("layers")
     table.add_column("cycles")
     for name in (hybrid, dense, "speed-up"):
@@ -185,7 +185,8 @@ def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
 
     samples, noise = draw_samples(model, source, out / "samples.png", images, seed)
     thresholds = thresholds_for(model, config)
-    counts = quantize.zero_counts(model, noise[:1])
+    with simulate.one_thread():
+        counts = quantize.zero_counts(model, noise[:1])
     pictures.sparsity(out / "sparsity.png", model, counts, thresholds)
 
     total = len(wanted) * len(names)

@@ -197,7 +197,11 @@ def build(config, *, verilog=None, waves=False, cache_dir=None):
 
 @contextlib.contextmanager
 def one_thread():
-    """Let torch compute with one thread: layers are small, and the simulator takes a processor."""
+    """Let torch compute with one thread.
+
+    Layers are too small to gain from more, which would wait for each other on a busy machine, and
+    the simulator wants a processor too.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

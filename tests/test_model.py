@@ -98,9 +98,9 @@ def test_layer_table(capsys):
     """An MX8 product counts four times; zeros are averaged, cycles are added."""
     lines = printed(demo.layer_table(report(), TINY), capsys).splitlines()
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines if line.split()}
-    assert rows["a"] == "A4U 8x8 3x3 16->16 50% 12 + 4 200 600 400 50% 14 0"
-    assert rows["b"] == "MX8 8x8 3x3 16->16 25% 16 + 0 100 300 200 200% 7 0"
-    assert rows["c"] == "A4S 8x8 3x3 16->16 25% 12 + 4 100 0 0 0% 7 0"
+    assert rows["a"] == "A4U 8x8 16->16 50% 12+4 200 600 400 50% 14 0"
+    assert rows["b"] == "MX8 8x8 16->16 25% 16+0 100 300 200 200% 7 0"
+    assert rows["c"] == "A4S 8x8 16->16 25% 12+4 100 0 0 0% 7 0"
     assert rows["all"] == "400 900 600 100% 28 0"
 
 
@@ -109,7 +109,7 @@ def test_cycles_table(capsys):
     text = printed(demo.cycles_table({"small": demo.cycles_by_format(report()),
                                       "small-dense": demo.cycles_by_format(dense)}), capsys)
     assert re.search(r"W4A4 +│ compute +│ +400 │ +400 │ +1\.00 ", text)
-    assert "MXINT8 layers run on the dense side alone" in text
+    assert "MXINT8 layers run on the dense side alone" in " ".join(text.split())
 
 
 def test_measure(small_model_file, monkeypatch, capsys):
