@@ -17,7 +17,10 @@ from hw import descriptor, registers
 from hw.config import TINY
 from tests.serial_line import DamagedLine, SerialLine
 
-CONFIGS = {"tiny": TINY, "wide": replace(TINY, name="wide", vector=32, address_width=12)}
+CONFIGS = {
+    "tiny": TINY,
+    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, address_width=12),
+}
 DIVISORS = {"tiny": 4, "wide": 7}  # clock cycles per bit
 CONFIG = CONFIGS[os.environ.get("SQDM_CONFIG", "tiny")]
 DIVISOR = DIVISORS[CONFIG.name]

@@ -11,7 +11,7 @@ from golden import detector as golden
 from hw.channel_lists import ChannelLists, most_slots
 from hw.config import TINY
 
-WIDE = replace(TINY, name="wide", vector=32, max_channels=96)
+WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8, max_channels=96)
 
 
 def build(config, channels, labels, natural, base):

@@ -35,7 +35,7 @@ def test_board_numbers(board):
 @pytest.mark.parametrize(("vector", "address_width", "fits"),
                          [(16, 13, 13), (16, 22, 14), (32, 22, 13), (32, 10, 10)])
 def test_address_space_fits_the_memory(vector, address_width, fits):
-    asked = replace(config.TINY, vector=vector, address_width=address_width)
+    asked = replace(config.TINY, vector=vector, dense_lanes=8, address_width=address_width)
     assert BOARD.fit(asked) == replace(asked, address_width=fits)
 
 

@@ -10,7 +10,8 @@ from amaranth.sim import Simulator
 from fpga.memory import BlockMemory
 from hw.config import TINY
 
-CONFIGS = {vector: replace(TINY, vector=vector, address_width=10) for vector in (16, 32)}
+CONFIGS = {vector: replace(TINY, vector=vector, dense_lanes=8, address_width=10)
+           for vector in (16, 32)}
 
 
 def simulate(dut, *benches):

@@ -12,7 +12,7 @@ from tests import naive
 from tests.pe_model import STALLS, code_words, geometry, port_bytes, simulate
 
 NARROW = replace(TINY, name="narrow", activation_depth=64, scale_depth=100)
-WIDE = replace(NARROW, name="wide", vector=32, max_channels=96)
+WIDE = replace(NARROW, name="wide", vector=32, dense_lanes=8, max_channels=96)
 
 
 def decoded(code, mx):

@@ -15,7 +15,7 @@ from tests.pe_model import simulate
 BENCH = "tests.post_processor_bench"
 CONFIGS = {
     "two": replace(TINY, name="two", sparse_pes=2, result_depth=32),
-    "wide": replace(TINY, name="wide", vector=32, sparse_pes=4, address_width=12),
+    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, sparse_pes=4, address_width=12),
 }
 
 

@@ -15,7 +15,7 @@ BENCH = "tests.requantizer_bench"
 CONFIGS = {
     "tiny": TINY,
     "dense": replace(TINY, name="dense", sparse_pes=0),
-    "wide": replace(TINY, name="wide", vector=32, max_channels=96, address_width=14),
+    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, max_channels=96, address_width=14),
     "small": replace(SMALL, address_width=14),
 }
 

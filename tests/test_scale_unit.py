@@ -11,7 +11,7 @@ from tests import naive
 from tests.pe_model import simulate
 
 CODES = 127   # E4M3 codes 0x00 to 0x7E
-WIDE = replace(TINY, name="wide", vector=32)
+WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8)
 
 
 def factor(code, mx):

@@ -12,7 +12,7 @@ from hw.sequencer import Sequencer
 from tests.pe_model import STALLS, simulate
 
 DENSE = replace(TINY, name="dense", sparse_pes=0)
-WIDE = replace(TINY, name="wide", vector=32, max_channels=96, max_outputs=96)
+WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8, max_channels=96, max_outputs=96)
 LAST = 1 << TINY.address_width
 
 
