@@ -9,7 +9,7 @@ from amaranth.sim import Simulator
 from hw.config import TINY
 from hw.tensor_fetch import TensorFetch
 
-WIDE = replace(TINY, name="wide", vector=32)
+WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8)
 
 
 def requests(config, words, pixels, has_table, stall, rng):

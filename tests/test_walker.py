@@ -12,7 +12,7 @@ from tests.pe_model import ThrottleModel, nibbles, simulate
 
 FIELDS = ("codes", "word", "tap", "tile", "chunks", "group_last", "tile_last")
 FEW_UNITS = replace(TINY, name="few-units", sparse_scale_units=1, result_depth=16)
-WIDE = replace(TINY, name="wide", vector=32, sparse_scale_units=16)
+WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8, sparse_scale_units=16)
 
 
 def some_tile(config, rng, density):

@@ -10,7 +10,7 @@ from hw.window import Window
 from tests.pe_model import STALLS, geometry, simulate, walk
 
 SIZES = [(1, 1), (1, 2), (2, 1), (1, 5), (5, 1), (2, 2), (3, 3), (2, 4), (4, 3)]
-WIDE = replace(TINY, name="wide", vector=32)
+WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8)
 
 
 async def run(ctx, dut, config, first, case, rng, stall):
