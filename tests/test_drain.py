@@ -81,15 +81,15 @@ def test_schedule(config, lanes, units):
 
     async def bench(ctx):
         flushes = 0
-        for now in range(cycle + 3 * lanes + 20):
-            ctx.set(dut.group_valid, now in groups)
-            ctx.set(dut.group, groups.get(now, {"row": 7, "last": 1, "first": 1}))
-            expected = {"load": 0, "scale_request": 0, "step": 0, "flush": 0} | events.get(now, {})
+        for at in range(cycle + 3 * lanes + 20):
+            ctx.set(dut.group_valid, at in groups)
+            ctx.set(dut.group, groups.get(at, {"row": 7, "last": 1, "first": 1}))
+            expected = {"load": 0, "scale_request": 0, "step": 0, "flush": 0} | events.get(at, {})
             for name, value in expected.items():
                 seen = ctx.get(getattr(dut, name))
                 if name == "scale":
                     seen = {"factor": seen.factor, "shift": seen.shift}
-                assert seen == value, (name, now)
+                assert seen == value, (name, at)
             flushes += ctx.get(dut.flush)
             await ctx.tick()
         assert flushes == expected_flushes
