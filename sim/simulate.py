@@ -119,6 +119,7 @@ class Report:
     counts_written : layer calls whose labels came through registers, not from the core's own pass
     build_seconds, run_seconds : for the simulator; for everything else
     simulation_seconds : of the run, those in which the core worked on a pass
+    processor_seconds : of those, what the simulator had of a processor
     """
 
     records: list = dataclasses.field(default_factory=list)
@@ -128,6 +129,7 @@ class Report:
     build_seconds: float = 0.0
     run_seconds: float = 0.0
     simulation_seconds: float = 0.0
+    processor_seconds: float = 0.0
 
     @property
     def mismatch(self):
@@ -162,7 +164,9 @@ class Report:
             "build_seconds": round(self.build_seconds, 3),
             "run_seconds": round(self.run_seconds, 3),
             "simulation_seconds": round(self.simulation_seconds, 3),
+            "processor_seconds": round(self.processor_seconds, 3),
             "cycles_per_second": round(self.cycles / (self.simulation_seconds or 1)),
+            "cycles_per_processor_second": round(self.cycles / (self.processor_seconds or 1)),
             "records": [record.as_dict() for record in self.records],
         }
 
@@ -410,6 +414,7 @@ class _Run:
             work, cycles = self._model(call, lowered.shape, result, model)
             compare_convolve(comparison, lowered, result, work, cycles, answer, words)
         self.report.simulation_seconds += sum(answer["seconds"] for answer in answers)
+        self.report.processor_seconds += sum(answer["processor_seconds"] for answer in answers)
         answers += [{}] * (2 - len(answers))
         record = Record(
             layer=call.name, evaluation=call.evaluation, format=lowered.shape.format.name,
