@@ -11,9 +11,9 @@ help:            ## Say what the targets do.
 demo: $(READY)   ## Sample, run layers on the RTL, compare, draw: build/demo.
 	$(RUN)sqdm demo --out build/demo $(ARGS)
 test: $(READY)   ## Run the tests that take less than 20 minutes in all.
-	PYTHONWARNINGS=error $(RUN)python -m pytest -m "not slow" $(ARGS)
+	PYTHONWARNINGS=error $(RUN)python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 test-full: $(READY)  ## Run all tests.
-	PYTHONWARNINGS=error $(RUN)python -m pytest $(ARGS)
+	PYTHONWARNINGS=error $(RUN)python -m pytest -n auto --dist worksteal $(ARGS)
 bench: $(READY)  ## Measure Verilog seconds, simulation speed, cycles: build/bench.
 	$(RUN)sqdm bench --out build/bench $(ARGS)
 verilog: $(READY)  ## Write the Verilog of the preset small: build/verilog.

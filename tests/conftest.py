@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session, exitstatus):
-    if exitstatus == 0 and session.config.getoption("--fail-on-skip"):
-        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # not in xdist's workers
+    if exitstatus == 0 and reporter and session.config.getoption("--fail-on-skip"):
         if reporter.stats.get("skipped"):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

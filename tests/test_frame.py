@@ -239,6 +239,7 @@ def test_skips_can_be_failures(sample_tests):
     assert sample_tests().returncode == 0
     assert sample_tests("--fail-on-skip").returncode == 1
     assert sample_tests("--fail-on-skip", "-k", "plain").returncode == 0
+    assert sample_tests("--fail-on-skip", "-n", "2").returncode == 1
 
 
 # The wheel
