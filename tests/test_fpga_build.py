@@ -155,7 +155,15 @@ def test_too_slow_for_the_board(tools, tmp_path):
     assert contents(out) == logs("bitstream", "place-and-route", "synthesis")
 
 
-def test_interrupt_leaves_no_tool_behind(tools, tmp_path):
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where the test run was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_leaves_no_tool_behind(tools, tmp_path, interruptible):
     tools(yosys="echo $$ > ../../pid; echo started; exec sleep 60")
     out = tmp_path / "out"
 
