@@ -9,9 +9,6 @@ from .protocol import Command, Status
 
 __all__ = ["Host", "HostError"]
 
-COUNTERS = ("total_cycles", "compute_cycles", "dense_busy", "sparse_busy", "stall_cycles",
-            "dense_work", "sparse_work", "saturations")
-
 # What a request damaged on the line leads to; `Host` itself never sends a wrong length.
 DAMAGED = (Status.CRC, Status.TIMEOUT, Status.LENGTH)
 
@@ -185,7 +182,7 @@ class Host:
             known = status["error"] in iter(descriptor.Error)
             name = descriptor.Error(status["error"]).name if known else "unknown"
             raise HostError(f"pass at word {address} ended with error {status['error']} ({name})")
-        return {name: self.read_register(name) for name in COUNTERS}
+        return {name: self.read_register(name) for name in registers.COUNTERS}
 
     def _check_range(self, address, words):
         if not 0 <= address <= address + words <= self.words:

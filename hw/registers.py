@@ -5,7 +5,7 @@ The core has one register port: ``csr_address`` (register number), ``csr_write``
 registers 32 bits wide.
 """
 
-__all__ = ["REGISTERS", "IDENTITY", "number"]
+__all__ = ["COUNTERS", "REGISTERS", "IDENTITY", "number"]
 
 IDENTITY = 0x5351444D  # "SQDM"
 
@@ -38,6 +38,10 @@ REGISTERS = {
     "sparse_work": (14, "read", {"count": (0, 32, "non-zero activations multiplied")}),
     "saturations": (15, "read", {"count": (0, 32, "requantize: groups with a clipped element")}),
 }
+
+COUNTERS = ("total_cycles", "compute_cycles", "dense_busy", "sparse_busy", "stall_cycles",
+            "dense_work", "sparse_work", "saturations")
+"""Registers that count during a pass and keep their values after it."""
 
 
 def number(name):

@@ -22,6 +22,7 @@ import torch
 from golden import convolution, detector, layer
 from hw import registers
 from hw.descriptor import Format
+from hw.registers import COUNTERS
 from sim import lowering, verilator
 from sim.compare import Comparison, compare_convolve, compare_detector, compare_requantize
 from sim.cycles import conv_cycles
@@ -29,8 +30,6 @@ from sim.cycles import conv_cycles
 __all__ = ["MemoryModel", "Record", "Report", "core_verilog", "build", "one_thread", "simulate"]
 
 AHEAD = 12   # passes that are prepared before the first of them is compared
-COUNTERS = ("total_cycles", "compute_cycles", "dense_busy", "sparse_busy", "stall_cycles",
-            "dense_work", "sparse_work", "saturations")
 CYCLES = {"compute_cycles": "compute", "dense_busy": "dense_busy", "sparse_busy": "sparse_busy",
           "stall_cycles": "stall"}   # register: key of the cycle model
 

@@ -11,7 +11,7 @@ from cocotb.task import bridge
 from cocotb.triggers import ClockCycles
 
 from fpga import protocol
-from fpga.host import COUNTERS, Host, HostError
+from fpga.host import Host, HostError
 from fpga.protocol import Command, Status
 from hw import descriptor, registers
 from hw.config import TINY
@@ -143,7 +143,7 @@ async def test_runs_a_pass(dut):
         host.write_memory(0, copy_descriptor(100, 300, 20))
         host.write_memory(100, data)
         counters = host.run(0, evaluation=5, timeout=1e-3)
-        assert list(counters) == list(COUNTERS)
+        assert list(counters) == list(registers.COUNTERS)
         assert counters["total_cycles"] > 40
         assert host.read_register("evaluation") == 5
         assert host.read_memory(300, 20) == data

@@ -7,7 +7,7 @@ import tty
 import pytest
 
 from fpga import protocol
-from fpga.host import COUNTERS, Host, HostError
+from fpga.host import Host, HostError
 from fpga.protocol import Command, Status
 from hw import descriptor, registers
 from hw.registers import number
@@ -93,8 +93,8 @@ def test_register_by_name(shell, host):
 
 
 def test_run(shell, host):
-    shell.registers.update({number(name): n for n, name in enumerate(COUNTERS)})
-    assert host.run(32, evaluation=4) == {name: n for n, name in enumerate(COUNTERS)}
+    shell.registers.update({number(name): n for n, name in enumerate(registers.COUNTERS)})
+    assert host.run(32, evaluation=4) == {name: n for n, name in enumerate(registers.COUNTERS)}
     assert shell.registers[number("descriptor")] == 32
     assert shell.registers[number("evaluation")] == 4
     assert shell.registers[number("control")] == 1
