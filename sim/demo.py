@@ -7,12 +7,12 @@ import time
 
 from rich.table import Table
 
-from golden import quantize
+from golden import pictures, quantize
 from golden.checkpoint import replace_file
 from golden.sampler import draw_noise, evaluations, sample
 from hw import config as presets
 from hw import verilog
-from sim import pictures, simulate
+from sim import simulate
 from sim.progress import task
 from sim.sampling import layer_calls, select_layers, thresholds_for
 

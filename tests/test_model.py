@@ -7,10 +7,10 @@ import sys
 import pytest
 
 import sqdm
-from golden import quantize
+from golden import pictures, quantize
 from hw import verilog
 from hw.config import SMALL, SMALL_DENSE, TINY
-from sim import demo, measure, pictures, sampling, simulate
+from sim import demo, measure, sampling, simulate
 from tests import faults
 
 EVALUATIONS = [0, 11, 23, 34]
