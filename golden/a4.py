@@ -1,7 +1,8 @@
 """A4: 4-bit activations, unsigned 0..15 after ReLU or signed -7..7, with a scale for each group.
 
 An element is code * (s * sA): s is the group's E4M3 scale, found on the fly, and sA the tensor's
-static FP32 scale.
+static FP32 scale. The float definitions also take 8 bits, other scales and other groups: formats
+to compare with.
 """
 
 import torch
@@ -13,9 +14,9 @@ from golden.rounding import round_half_even_quotient
 __all__ = ["largest", "static_scale", "fake_quantize", "fake_quantize_static", "quantize"]
 
 
-def largest(signed):
+def largest(signed, bits=4):
     """Largest code."""
-    return 7 if checks.boolean("signed", signed) else 15
+    return (1 << checks.integer("bits", bits, 2, 8) - checks.boolean("signed", signed)) - 1
 
 
 def static_scale(amax, signed):
@@ -26,7 +27,7 @@ def static_scale(amax, signed):
     return scale.item() or 1.0
 
 
-def fake_quantize(x, signed, tensor_scale, *, group=None, block=1, scale="e4m3"):
+def fake_quantize(x, signed, tensor_scale, *, group=None, block=1, scale="e4m3", bits=4, clip=1.0):
     """The float definition of A4: `x` (N, C, H, W) rounded to what codes and scales represent.
 
     s = round(amax / (n * sA)), step = s * sA in float32, code = clip(round(x / step)), n = 15 or 7.
@@ -39,8 +40,10 @@ def fake_quantize(x, signed, tensor_scale, *, group=None, block=1, scale="e4m3")
     group : channels that share a scale; None: all of them
     block : side of the block of pixels that shares a scale; None: the whole image
     scale : one of `golden.granularity.SCALES`
+    bits : of a code
+    clip : part of amax that the largest code stands for
     """
-    n = largest(signed)
+    n = largest(signed, bits)
     grouped = split(checks.floats("x", x).float(), group, block)
     # (N, 1, 1, 1) or () -> beside (N, groups, G, rows, b, columns, b)
     fixed = torch.as_tensor(tensor_scale, dtype=torch.float32, device=x.device)
@@ -48,24 +51,27 @@ def fake_quantize(x, signed, tensor_scale, *, group=None, block=1, scale="e4m3")
         raise ValueError(f"tensor_scale must be positive, not {tensor_scale!r}")
     fixed = fixed[..., None, None, None] if fixed.dim() else fixed
     amax = (grouped.abs() if signed else grouped.clamp(min=0)).amax((2, 4, 6), keepdim=True)
-    step = round_scale(amax / (n * fixed), scale) * fixed
-    codes = codes_of(grouped, step, signed)
+    step = round_scale(amax * clip / (n * fixed), scale) * fixed
+    codes = codes_of(grouped, step, signed, bits)
     return join(codes * step, x.shape).to(x.dtype)
 
 
-def fake_quantize_static(x, signed, steps):
-    """`x` (N, C, H, W) rounded to multiples of steps fixed beforehand: a number, or (C,)."""
-    largest(signed)
+def fake_quantize_static(x, signed, steps, *, bits=4):
+    """`x` (N, C, H, W) rounded to multiples of steps fixed beforehand.
+
+    `steps` is a number, (C,), or (N, 1, 1, 1).
+    """
+    largest(signed, bits)
     steps = torch.as_tensor(steps, dtype=torch.float32, device=x.device)
     if not (steps >= 0).all():
         raise ValueError(f"steps must be at least 0, not {steps.tolist()!r}")
-    steps = steps.reshape(-1, 1, 1)
-    return (codes_of(checks.floats("x", x).float(), steps, signed) * steps).to(x.dtype)
+    steps = steps if steps.dim() == 4 else steps.reshape(-1, 1, 1)
+    return (codes_of(checks.floats("x", x).float(), steps, signed, bits) * steps).to(x.dtype)
 
 
-def codes_of(x, step, signed):
+def codes_of(x, step, signed, bits=4):
     """clip(round(x / step)), 0 where the step is 0."""
-    n = largest(signed)
+    n = largest(signed, bits)
     codes = (x / torch.where(step > 0, step, torch.inf)).round_()
     return codes.clamp_(-n if signed else 0, n)
 

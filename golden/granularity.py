@@ -5,9 +5,11 @@ from torch.nn import functional
 
 from golden import checks, e4m3
 
-__all__ = ["SCALES", "split", "join", "round_scale", "floor_log2", "power_of_two"]
+__all__ = ["SCALES", "INT4_LARGEST", "split", "join", "round_scale", "largest_scale", "floor_log2",
+           "power_of_two"]
 
-SCALES = ("e4m3", "power_of_two", "fp32")
+SCALES = ("e4m3", "power_of_two", "int4", "fp32")
+INT4_LARGEST = 15          # of the unsigned 4-bit scales of VS-Quant
 
 
 def split(x, group=None, block=1):
@@ -43,7 +45,8 @@ def join(x, shape):
 def round_scale(scale, kind):
     """`scale`, not negative, in float32, rounded to one of `SCALES`.
 
-    "e4m3" rounds to nearest as `golden.e4m3.encode` does, "power_of_two" rounds up, "fp32" keeps.
+    "e4m3" rounds to nearest as `golden.e4m3.encode` does, "power_of_two" rounds up, "int4" rounds
+    to nearest in 0..15 (the per-vector scales of VS-Quant, Dai et al. 2021), "fp32" keeps.
     """
     if kind == "e4m3":
         return e4m3.value(e4m3.encode(scale))
@@ -51,9 +54,16 @@ def round_scale(scale, kind):
         # 2^exponent >= scale unless scale is a power of two itself, of mantissa 1/2.
         mantissa, exponent = torch.frexp(scale)
         return torch.where(scale > 0, power_of_two(exponent - (mantissa == 0.5).int()), 0.0)
+    if kind == "int4":
+        return scale.round().clamp(max=INT4_LARGEST)
     if kind == "fp32":
         return scale
     raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {kind!r}")
+
+
+def largest_scale(kind):
+    """The scale of the largest group where a second scale, in FP32, stands above the groups'."""
+    return INT4_LARGEST if kind == "int4" else e4m3.LARGEST
 
 
 def floor_log2(x):

@@ -1,6 +1,7 @@
 """W4: signed 4-bit weights, codes -7..7, with a scale for each group of input channels.
 
-A weight is code * (s * sW): s is the group's E4M3 scale and sW the tensor's FP32 scale.
+A weight is code * (s * sW): s is the group's E4M3 scale and sW the tensor's FP32 scale. The float
+definition also takes 8 bits, other scales and other groups: formats to compare with.
 """
 
 import torch
@@ -19,25 +20,28 @@ def static_scale(w):
     return (w.float().abs().max() / (LARGEST * e4m3.LARGEST)).item() or 1.0
 
 
-def encode(w, group, shared_taps, scale, tensor_scale):
+def encode(w, group, shared_taps, scale, tensor_scale, *, whole=False, bits=4, clip=1.0):
     """Codes, scales s and steps s * sW of `w`, all as (Cout, groups, G, k, k) or broadcastable."""
     checks.floats("w", w, (None, None, None, None))
+    n = (1 << checks.integer("bits", bits, 2, 8) - 1) - 1
     cin = w.shape[1]
     group = cin if group is None else checks.integer("group", group, 1, 1 << 15)
     w = functional.pad(w.float(), (0, 0, 0, 0, 0, -cin % group))
     grouped = w.unflatten(1, (-1, group))
-    amax = grouped.abs().amax((2, 3, 4) if shared_taps else 2, keepdim=True)
+    amax = grouped.abs().amax((2, 3, 4) if shared_taps or whole else 2, keepdim=True)
+    amax = amax.amax((0, 1), keepdim=True) if whole else amax
     fixed = torch.as_tensor(tensor_scale, dtype=torch.float32, device=w.device)
     if not (fixed > 0).all():
         raise ValueError(f"tensor_scale must be positive, not {tensor_scale!r}")
     fixed = fixed.reshape(-1, 1, 1, 1, 1)
-    scales = round_scale(amax / (LARGEST * fixed), scale)
+    scales = round_scale(amax * clip / (n * fixed), scale)
     step = scales * fixed
-    codes = (grouped / torch.where(step > 0, step, torch.inf)).round_().clamp_(-LARGEST, LARGEST)
+    codes = (grouped / torch.where(step > 0, step, torch.inf)).round_().clamp_(-n, n)
     return codes, scales, step
 
 
-def fake_quantize(w, *, group=None, shared_taps=False, scale="e4m3", tensor_scale=None):
+def fake_quantize(w, *, group=None, shared_taps=False, scale="e4m3", tensor_scale=None,
+                  whole=False, bits=4, clip=1.0):
     """The float definition of W4: `w` (Cout, Cin, k, k) rounded to what codes and scales represent.
 
     s = round(amax / (7 * sW)), step = s * sW in float32, code = clip(round(w / step)). A group
@@ -49,11 +53,15 @@ def fake_quantize(w, *, group=None, shared_taps=False, scale="e4m3", tensor_scal
     shared_taps : whether the taps of a kernel share a scale; with all channels, one per output
     scale : one of `golden.granularity.SCALES`
     tensor_scale : sW, or (Cout,) of them; by default `static_scale` of `w`
+    whole : whether all weights share one scale
+    bits : of a code
+    clip : part of amax that the largest code stands for: a number, or (Cout,) of them
     """
     if tensor_scale is None:
         tensor_scale = static_scale(w)
+    clip = torch.as_tensor(clip, dtype=torch.float32, device=w.device).reshape(-1, 1, 1, 1, 1)
     codes, _, step = encode(w, group, checks.boolean("shared_taps", shared_taps), scale,
-                            tensor_scale)
+                            tensor_scale, whole=whole, bits=bits, clip=clip)
     return (codes * step).flatten(1, 2)[:, :w.shape[1]].to(w.dtype)
 
 

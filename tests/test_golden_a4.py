@@ -147,7 +147,7 @@ def test_dtype_is_kept():
     (lambda x: a4.fake_quantize(x.long(), False, 1.0), TypeError,
      r"^x must be a tensor of floats, not torch\.int64$"),
     (lambda x: a4.fake_quantize(x, False, 1.0, scale="int8"), ValueError,
-     r"^scale must be one of e4m3, power_of_two, fp32, not 'int8'$"),
+     r"^scale must be one of e4m3, power_of_two, int4, fp32, not 'int8'$"),
     (lambda x: a4.fake_quantize_static(x, False, [-1.0]), ValueError,
      r"^steps must be at least 0, not \[-1\.0\]$"),
     (lambda x: a4.quantize(-x[0].long(), False), ValueError,

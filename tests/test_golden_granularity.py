@@ -45,6 +45,7 @@ def test_scales():
     assert granularity.round_scale(scale, "fp32").equal(scale)
     assert granularity.round_scale(scale, "e4m3").tolist() == [0, 0, 0.3125, 1, 1, 448]
     assert granularity.round_scale(scale, "power_of_two").tolist() == [0, 2**-11, 0.5, 1, 2, 512]
+    assert granularity.round_scale(scale * 3, "int4").tolist() == [0, 0, 1, 3, 3, 15]
 
 
 def test_exponents_are_exact():
@@ -64,7 +65,7 @@ def test_exponents_are_exact():
     (lambda x: granularity.split(x, 2.0), TypeError, r"^group must be an integer, not 2\.0$"),
     (lambda x: granularity.split(x, None, 0), ValueError, r"^block must be in 1\.\.32768, not 0$"),
     (lambda x: granularity.round_scale(x, "e5m2"), ValueError,
-     r"^scale must be one of e4m3, power_of_two, fp32, not 'e5m2'$"),
+     r"^scale must be one of e4m3, power_of_two, int4, fp32, not 'e5m2'$"),
 ])
 def test_arguments(call, error, text):
     with pytest.raises(error, match=text):

@@ -86,7 +86,7 @@ def test_other_scales():
     (lambda w: w4.fake_quantize(w, tensor_scale=-1.0), ValueError,
      r"^tensor_scale must be positive, not -1\.0$"),
     (lambda w: w4.fake_quantize(w, scale="e5m2"), ValueError,
-     r"^scale must be one of e4m3, power_of_two, fp32, not 'e5m2'$"),
+     r"^scale must be one of e4m3, power_of_two, int4, fp32, not 'e5m2'$"),
 ])
 def test_arguments(call, error, text):
     with pytest.raises(error, match=text):
