@@ -65,14 +65,14 @@ class Observer:
     def __init__(self):
         self.amax, self.sources, self.gains, self.alive = {}, {}, {}, []
 
-    def __call__(self, layer, segments, embedding, residual, gain):
+    def __call__(self, layer, segments, embedding, residual, gain, modulation=None):
         if layer.name == "first":
             self.alive.clear()
         makers = {id(tensor): name for tensor, name in self.alive}
         self.sources[layer.name] = ([makers.get(id(segment)) for segment in segments],
                                     makers.get(id(residual)))
         self.gains[layer.name] = gain
-        x = layer.prologue(segments)
+        x = layer.prologue(segments, modulation)
         mean = x.mean((2, 3), keepdim=True) if centred(layer) else torch.zeros(())
         x = x - mean
         total = functional.conv2d(x, layer.weight, None, padding=layer.kernel // 2)

@@ -243,7 +243,7 @@ class QuantizedModel:
 
         `on_input` (name, x) is called with the quantized input (N, Cin, H, W) of every layer.
         """
-        def run(layer, segments, embedding, residual, gain):
+        def run(layer, segments, embedding, residual, gain, modulation):
             return self.run_layer(layer, segments, embedding, residual, gain, on_input)
 
         with executing(self.float_model.unet, run):
@@ -332,7 +332,7 @@ def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, 
     detector = model.detector(vector) if detector is None else detector
     calls, results = [], []
 
-    def run(network_layer, segments, embedding, residual, gain):
+    def run(network_layer, segments, embedding, residual, gain, modulation):
         item = model.layers[network_layer.name]
         call = LayerCall(
             item.name, evaluation,
@@ -386,7 +386,8 @@ def resized(item, network_layer, values, gain, centre, level):
     """
     values = (values - centre[:, None, None]) * gain[:, None, None] + level[:, None, None]
     values = values.clamp(min=0) if network_layer.relu else values
-    values = network.resample(values[None], network_layer.resample)[0]
+    values = network.resample(values[None], network_layer.resample,
+                              network_layer.resample_filter)[0]
     return list(to_integers(values, item.prologue_exponent).split(list(item.segments)))
 
 

@@ -1,13 +1,61 @@
-"""EDM's deterministic sampler: Heun's 2nd-order method (Karras et al. 2022, algorithm 1)."""
+"""EDM's samplers: Heun's 2nd-order method, with or without churn, and Euler's.
+
+Source: Karras et al. 2022 (arXiv 2206.00364), algorithms 1 and 2, equation 5.
+"""
 
 import dataclasses
+import itertools
+import math
+import zlib
 
 import torch
 
-from golden.network import Precond
+__all__ = ["RHO", "STEPS", "Sampler", "HEUN", "Evaluation", "schedule", "evaluations", "draw_noise",
+           "sample"]
 
 RHO = 7
 STEPS = 18
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How a sampling run goes, besides its number of steps.
+
+    Churn adds noise before a step whose level lies in `churn_min`..`churn_max`: the level grows by
+    the factor 1 + min(churn / steps, sqrt(2) - 1), the new noise has the deviation `churn_noise`.
+    """
+
+    solver: str = "heun"          # or "euler": one evaluation a step
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = math.inf
+    churn_noise: float = 1.0
+
+    def __post_init__(self):
+        if self.solver not in ("heun", "euler"):
+            raise ValueError(f"solver must be heun or euler, not {self.solver!r}")
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min must be positive and below sigma_max, "
+                             f"{self.sigma_max!r}, not {self.sigma_min!r}")
+        for name in ("churn", "churn_min", "churn_max", "churn_noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+
+    @classmethod
+    def for_model(cls, model, **options):
+        """A sampler over the noise levels that the Precond `model` is trained for."""
+        return cls(sigma_min=model.sigma_min, sigma_max=model.sigma_max, **options)
+
+    def raised(self, sigma, steps):
+        """Noise level that churn makes of `sigma`."""
+        if not self.churn_min <= sigma <= self.churn_max:
+            return sigma
+        return sigma * (1 + min(self.churn / steps, math.sqrt(2) - 1))
+
+
+HEUN = Sampler()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,21 +66,24 @@ class Evaluation:
     sigma: float
 
 
-def schedule(steps=STEPS):
-    """Noise levels of the step boundaries, `steps` + 1 floats from 80 to 0.002 and 0 (equation 5).
+def schedule(steps=STEPS, sampler=HEUN):
+    """Noise levels of the step boundaries, `steps` + 1 floats from sigma_max to sigma_min and 0.
 
     Raises ValueError unless `steps` is an integer of at least 1.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a positive integer, not {steps!r}")
-    high, low = Precond.sigma_max ** (1 / RHO), Precond.sigma_min ** (1 / RHO)
+    high, low = sampler.sigma_max ** (1 / RHO), sampler.sigma_min ** (1 / RHO)
     return [(high + n / max(1, steps - 1) * (low - high)) ** RHO for n in range(steps)] + [0.0]
 
 
-def evaluations(steps=STEPS):
-    """The 2 `steps` - 1 evaluations of a run: two a step, the last step only one."""
-    sigmas = schedule(steps)
-    levels = [sigma for pair in zip(sigmas[:-1], sigmas[1:]) for sigma in pair][:-1]
+def evaluations(steps=STEPS, sampler=HEUN):
+    """The evaluations of a run: 2 `steps` - 1 with Heun, whose last step has one, else `steps`."""
+    levels = []
+    for sigma, following in itertools.pairwise(schedule(steps, sampler)):
+        levels.append(sampler.raised(sigma, steps))
+        if following and sampler.solver == "heun":
+            levels.append(following)
     return [Evaluation(index, sigma) for index, sigma in enumerate(levels)]
 
 
@@ -40,33 +91,39 @@ def draw_noise(count, architecture, seed=0):
     """Unit normal noise (count, C, H, W), float32, on the CPU.
 
     Image n depends on `seed` and n alone, so that runs of different lengths share their images.
-    Raises ValueError unless `count` is at least 1 and `seed` at least 0.
+    Raises ValueError unless `count` is in 1..2^20 and `seed` in 0..4095 (torch's generator takes
+    32 bits).
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, not {count!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, not {seed!r}")
+    if not 1 <= count <= 1 << 20:
+        raise ValueError(f"count must be in 1..{1 << 20}, not {count!r}")
+    if not 0 <= seed < 4096:
+        raise ValueError(f"seed must be in 0..4095, not {seed!r}")
     a = architecture
     shape = (a.img_channels, a.resolution, a.resolution)
-    return torch.stack([
-        torch.randn(shape, generator=torch.Generator().manual_seed((seed << 20) + n))
-        for n in range(count)])
+    return torch.stack([unit_noise(shape, (seed << 20) + n) for n in range(count)])
+
+
+def unit_noise(shape, seed):
+    """Unit normal noise of `shape` from 32 bits of `seed`."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def sample(denoise, noise, steps=STEPS, on_evaluation=None):
+def sample(denoise, noise, steps=STEPS, on_evaluation=None, *, sampler=HEUN, seed=0):
     """Images from unit noise.
 
     Parameters
     ----------
     denoise : callable (x, sigma) -> image, x of the shape of `noise`, sigma a float
     noise : (N, C, H, W), unit normal
-    steps : Heun steps; 18 make 35 evaluations
+    steps : of the solver; 18 of Heun make 35 evaluations
     on_evaluation : callable (Evaluation, x) called before each evaluation, or None
+    sampler : Sampler
+    seed : of the noise that churn adds to image n, besides n and the step
 
     Returns (N, C, H, W) float32, nominally in [-1, 1], clipped to it.
     """
-    sigmas, order = schedule(steps), iter(evaluations(steps))
+    order = iter(evaluations(steps, sampler))
 
     def slope(x, sigma):
         evaluation = next(order)
@@ -74,11 +131,17 @@ def sample(denoise, noise, steps=STEPS, on_evaluation=None):
             on_evaluation(evaluation, x)
         return (x - denoise(x.float(), evaluation.sigma).double()) / sigma
 
+    sigmas = schedule(steps, sampler)
     x = noise.double() * sigmas[0]    # float64, as rounding of x - D is amplified by 1 / sigma
-    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
-        first = slope(x, sigma)
-        euler = x + (following - sigma) * first
+    for step, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        raised = sampler.raised(sigma, steps)
+        if raised > sigma:
+            added = torch.stack([unit_noise(x.shape[1:], zlib.crc32(f"{seed} {step} {n}".encode()))
+                                 for n in range(len(x))]).to(x)
+            x = x + math.sqrt(raised ** 2 - sigma ** 2) * sampler.churn_noise * added
+        first = slope(x, raised)
+        euler = x + (following - raised) * first
         x = euler
-        if following:
-            x = euler + (following - sigma) * (slope(euler, following) - first) / 2
+        if following and sampler.solver == "heun":
+            x = euler + (following - raised) * (slope(euler, following) - first) / 2
     return x.float().clamp(-1, 1)

@@ -136,8 +136,8 @@ class FakeQuantized:
         return x
 
     def __call__(self, x, sigma):
-        def run(layer, segments, embedding, residual, gain):
-            x, constant = layer.prologue(segments), layer.bias[None, :, None, None]
+        def run(layer, segments, embedding, residual, gain, modulation):
+            x, constant = layer.prologue(segments, modulation), layer.bias[None, :, None, None]
             if centred(layer) and self.row.skips == "centred":
                 mean = x.mean((2, 3), keepdim=True)
                 x, constant = x - mean, constant + functional.conv2d(mean, layer.weight)
@@ -164,13 +164,13 @@ def channel_amax(model, images=CALIBRATION_IMAGES, steps=STEPS):
     """
     amax = {}
 
-    def run(layer, segments, embedding, residual, gain):
-        x = layer.prologue(segments)
+    def run(layer, segments, embedding, residual, gain, modulation):
+        x = layer.prologue(segments, modulation)
         if centred(layer):
             x = x - x.mean((2, 3), keepdim=True)
         found = x.abs().amax((0, 2, 3))
         amax[layer.name] = torch.maximum(amax.get(layer.name, found), found)
-        return layer(segments, embedding, residual, gain)
+        return layer(segments, embedding, residual, gain, modulation)
 
     with executing(model.unet, run):
         sample(model, draw_noise(images, model.architecture), steps)

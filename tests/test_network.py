@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from golden import network, recipes
+from golden import network, presets, recipes
 from golden.network import Architecture, Layer, Precond
 
 TINY = Architecture(img_channels=2, resolution=8, model_channels=16, channel_mult=(1, 2),
                     num_blocks=1, attention_resolutions=(4,), middle_attention=True)
+HALF = math.sqrt(0.5)
 
 
 def randomize(module, seed=0):
@@ -24,7 +25,33 @@ def randomize(module, seed=0):
     return module
 
 
-def naive_layer(layer, segments, embedding, residual, gain):
+def naive_resample(x, mode, taps):
+    """`network.resample` in loops over pixels and taps, of x (N, C, H, W)."""
+    n, channels, height, width = x.shape
+    weights = [tap / sum(taps) for tap in taps]
+    reach = len(taps) // 2 - 1
+    if mode == "down":
+        out = torch.zeros(n, channels, height // 2, width // 2, dtype=x.dtype)
+        for y in range(height // 2):
+            for c in range(width // 2):
+                for dy, first in enumerate(weights):
+                    for dx, second in enumerate(weights):
+                        row, column = 2 * y + dy - reach, 2 * c + dx - reach
+                        if 0 <= row < height and 0 <= column < width:
+                            out[:, :, y, c] += first * second * x[:, :, row, column]
+        return out
+    out = torch.zeros(n, channels, 2 * height, 2 * width, dtype=x.dtype)
+    for y in range(height):
+        for c in range(width):
+            for dy, first in enumerate(weights):
+                for dx, second in enumerate(weights):
+                    row, column = 2 * y + dy - reach, 2 * c + dx - reach
+                    if 0 <= row < 2 * height and 0 <= column < 2 * width:
+                        out[:, :, row, column] += 4 * first * second * x[:, :, y, c]
+    return out
+
+
+def naive_layer(layer, segments, embedding, residual, gain, modulation=None):
     """`Layer.forward` in float64, written out: a loop over groups, slices, a loop over taps."""
     x = torch.cat(segments, 1).double()
     n, channels, height, width = x.shape
@@ -34,16 +61,18 @@ def naive_layer(layer, segments, embedding, residual, gain):
             group = x[:, first:first + size]
             mean = group.mean((1, 2, 3), keepdim=True)
             variance = ((group - mean) ** 2).mean((1, 2, 3), keepdim=True)
-            x[:, first:first + size] = (group - mean) / torch.sqrt(variance + 1e-6)
+            x[:, first:first + size] = (group - mean) / torch.sqrt(
+                variance + layer.norm.eps)
         x = x * layer.norm.weight.double()[:, None, None] + layer.norm.bias.double()[:, None, None]
+    if modulation is not None:
+        scale, shift = (part.double()[:, :, None, None] for part in modulation)
+        x = x * (1 + scale) + shift
     if layer.activation == "relu":
         x = x.clamp(min=0)
     elif layer.activation == "silu":
         x = x / (1 + torch.exp(-x))
-    if layer.resample == "down":
-        x = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
-    elif layer.resample == "up":
-        x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    if layer.resample:
+        x = naive_resample(x, layer.resample, layer.resample_filter)
     height, width = x.shape[2:]
     reach = layer.kernel // 2
     padded = functional.pad(x, (reach,) * 4)
@@ -63,16 +92,18 @@ def naive_layer(layer, segments, embedding, residual, gain):
 @pytest.mark.parametrize("activation", [None, "relu", "silu"])
 @pytest.mark.parametrize("mode", [None, "up", "down"])
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("split", [(48,), (32, 16)])
-def test_layer_equals_naive_form(activation, mode, kernel, split):
-    layer = randomize(Layer(48, 20, kernel, norm=activation is not None, activation=activation,
-                            resample=mode))
+@pytest.mark.parametrize("split, taps", [((48,), (1, 1)), ((32, 16), (1, 3, 3, 1))])
+def test_layer_equals_naive_form(activation, mode, kernel, split, taps):
+    layer = randomize(Layer(48, 20, kernel, norm=(12, 1e-3) if activation else None,
+                            activation=activation, resample=mode, resample_filter=taps))
     generator = torch.Generator().manual_seed(1)
     segments = [torch.randn(2, channels, 6, 4, generator=generator) for channels in split]
     size = {None: (6, 4), "up": (12, 8), "down": (3, 2)}[mode]
     residual = torch.randn(2, 20, *size, generator=generator)
     embedding = torch.randn(2, 20, generator=generator)
-    for extra in ((None, None, 1.0), (embedding, None, 1.0), (None, residual, math.sqrt(0.5))):
+    modulation = torch.randn(2, 2, 48, generator=generator)
+    for extra in ((None, None, 1.0), (embedding, None, 1.0), (None, residual, HALF),
+                  (None, residual, 1.0, modulation)):
         got = layer(segments, *extra)
         torch.testing.assert_close(got.double(), naive_layer(layer, segments, *extra),
                                    rtol=1e-4, atol=1e-4)
@@ -92,62 +123,185 @@ def test_precond_equals_table_1_of_edm():
         torch.testing.assert_close(model(x[n:n + 1], sigma)[0], got[n], rtol=1e-4, atol=1e-4)
 
 
-def test_unet_equals_naive_layers_and_blocks():
-    unet = randomize(network.UNet(TINY)).double()
-    x = torch.randn(2, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+def naive_embedding(unet, c_noise, labels, augment):
+    """The families' embeddings as their papers write them, in float64."""
+    a = unet.architecture
+    if a.embedding == "fourier":
+        frequencies = (2 * math.pi * unet.positional.frequencies).tolist()
+    else:
+        half = a.model_channels // 2
+        frequencies = [1e-4 ** (n / (half - a.embedding_shift)) for n in range(half)]
+    sines = torch.tensor([[math.sin(c * f) for f in frequencies] for c in c_noise.tolist()])
+    cosines = torch.tensor([[math.cos(c * f) for f in frequencies] for c in c_noise.tolist()])
+    x = torch.cat([cosines, sines] if a.cosine_first else [sines, cosines], 1).double()
+    if augment is not None:
+        x = x + augment @ unet.augment.weight.T
+    if labels is not None and a.family == "song":
+        x = x + math.sqrt(a.label_dim) * labels @ unet.label.weight.T + unet.label.bias
+    x = x @ unet.embed0.weight.T + unet.embed0.bias
+    x = x / (1 + torch.exp(-x)) @ unet.embed1.weight.T + unet.embed1.bias
+    if labels is not None and a.family == "dhariwal":
+        x = x + labels @ unet.label.weight.T
+    return x / (1 + torch.exp(-x))
+
+
+def naive_block(block, vector, *segments):
+    """A residual block with attention, a loop over images and heads."""
+    embedding, modulation = vector @ block.affine.weight.T + block.affine.bias, None
+    if embedding.shape[1] == 2 * block.cout:
+        embedding, modulation = None, (embedding[:, :block.cout], embedding[:, block.cout:])
+    h = naive_layer(block.conv0, list(segments), embedding, None, 1)
+    if block.skip is not None:
+        residual = naive_layer(block.skip, list(segments), None, None, 1)
+    else:
+        residual = torch.cat(segments, 1)
+        if block.resample:
+            residual = naive_resample(residual, block.resample, block.taps)
+    h = naive_layer(block.conv1, [h], None, residual, block.gain, modulation)
+    if block.qkv is not None:
+        qkv = naive_layer(block.qkv, [h], None, None, 1)
+        n, channels, height, width = h.shape
+        size = channels // block.heads
+        out = torch.zeros(n, channels, height * width, dtype=torch.float64)
+        for image in range(n):
+            for head in range(block.heads):
+                # Query, key and value of a channel lie next to each other.
+                rows = qkv[image, 3 * size * head:3 * size * (head + 1)].flatten(1)
+                q, k, v = rows[0::3], rows[1::3], rows[2::3]
+                scores = torch.exp(q.T @ k / math.sqrt(size))
+                weights = scores / scores.sum(1, keepdim=True)
+                out[image, size * head:size * (head + 1)] = (weights @ v.T).T
+        h = naive_layer(block.proj, [out.reshape(n, channels, height, width)], None, h, block.gain)
+    return h
+
+
+NCSNPP = dataclasses.replace(
+    TINY, embedding="fourier", noise_mult=2, resample_filter=(1, 3, 3, 1), augment_dim=3,
+    project_resampled=True, activation="silu")
+FORMS = {
+    "ddpmpp": TINY,
+    "ddpmpp-labels": dataclasses.replace(TINY, label_dim=5, project_resampled=True),
+    "ncsnpp": dataclasses.replace(NCSNPP, encoder="residual"),
+    "skip": dataclasses.replace(NCSNPP, encoder="skip", decoder="skip"),
+    "box": dataclasses.replace(NCSNPP, encoder="residual", resample_filter=(1, 1)),
+    "adm": dataclasses.replace(
+        TINY, family="dhariwal", channels_per_head=8, adaptive_norm=True, norm_eps=1e-5,
+        embedding_shift=0, cosine_first=True, label_dim=5, activation="silu"),
+    "ddpm": dataclasses.replace(TINY, family="diffusers", norm_groups=4, norm_group_channels=1),
+    "ddpm-below": dataclasses.replace(TINY, family="diffusers", downsample_padding=0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unet_equals_naive_layers_and_blocks(form):
+    a = FORMS[form]
+    unet = randomize(network.build(a)).double()
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64, generator=generator)
     c_noise = torch.tensor([-0.7, 0.4], dtype=torch.float64)
-
-    frequencies = [1e-4 ** (n / 7) for n in range(8)]
-    vector = torch.stack([torch.tensor([math.sin(c * f) for f in frequencies]
-                                       + [math.cos(c * f) for f in frequencies],
-                                       dtype=torch.float64) for c in c_noise.tolist()])
-    for linear in (unet.embed0, unet.embed1):
-        vector = vector @ linear.weight.T + linear.bias
-        vector = vector / (1 + torch.exp(-vector))
-
-    def block(block, *segments):
-        half = math.sqrt(0.5)
-        embedding = vector @ block.affine.weight.T + block.affine.bias
-        h = naive_layer(block.conv0, list(segments), embedding, None, 1)
-        if block.skip is not None:
-            residual = naive_layer(block.skip, list(segments), None, None, 1)
-        else:
-            residual = network.resample(torch.cat(segments, 1), block.resample)
-        h = naive_layer(block.conv1, [h], None, residual, half)
-        if block.qkv is not None:
-            q, k, v = naive_layer(block.qkv, [h], None, None, 1).chunk(3, 1)
-            n, c, height, width = q.shape
-            out = torch.zeros(n, c, height * width, dtype=torch.float64)
-            for image in range(n):
-                rows = q[image].reshape(c, -1).T @ k[image].reshape(c, -1) / math.sqrt(c)
-                weights = torch.exp(rows) / torch.exp(rows).sum(1, keepdim=True)
-                out[image] = (weights @ v[image].reshape(c, -1).T).T
-            h = naive_layer(block.proj, [out.reshape(n, c, height, width)], None, h, half)
-        return h
-
+    labels = torch.eye(5, dtype=torch.float64)[:2] if a.label_dim else None
+    augment = torch.ones(2, 3, dtype=torch.float64) if a.augment_dim else None
+    vector = naive_embedding(unet, c_noise, labels, augment)
     e, d = unet.encoder, unet.decoder
+
+    def block(part, *segments):
+        return naive_block(part, vector, *segments)
+
     first = naive_layer(unet.first, [x], None, None, 1)
     skip0 = block(e["8x8_block0"], first)
-    down = block(e["4x4_down"], skip0)
+    if a.family == "diffusers":
+        wide = naive_layer(e["4x4_down_conv"], [skip0], None, None, 1)
+        down = wide[:, :, 0::2, 0::2] if a.downsample_padding else wide[:, :, 1::2, 1::2]
+    else:
+        down = block(e["4x4_down"], skip0)
+    if a.encoder == "skip":
+        image = naive_resample(x, "down", a.resample_filter)
+        down = down + naive_layer(e["4x4_aux_skip"], [image], None, None, 1)
+    elif a.encoder == "residual":
+        # The convolution of the image padded without end, then the filter.
+        wide = naive_layer(e["4x4_aux_residual"], [functional.pad(x, (2,) * 4)], None, None, 1)
+        image = naive_resample(wide, "down", a.resample_filter)[:, :, 1:5, 1:5]
+        down = (down + image) * HALF
     skip1 = block(e["4x4_block0"], down)
     h = block(d["4x4_middle1"], block(d["4x4_middle0"], skip1))
     h = block(d["4x4_block1"], block(d["4x4_block0"], h, skip1), down)
-    h = block(d["8x8_up"], h)
+    image = None
+    if a.decoder == "skip":
+        image = naive_layer(d["4x4_aux"], [h], None, None, 1)
+        image = naive_resample(image, "up", a.resample_filter)
+    if a.family == "diffusers":
+        h = naive_layer(d["8x8_up_conv"], [h], None, None, 1)
+    else:
+        h = block(d["8x8_up"], h)
     h = block(d["8x8_block1"], block(d["8x8_block0"], h, skip0), first)
-    expected = naive_layer(unet.last, [h], None, None, 1)
+    expected = naive_layer(unet.last, [h], None, image, 1)
     # Softmax and the sines run in float32 inside the network.
-    torch.testing.assert_close(unet(x, c_noise), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unet(x, c_noise, labels, augment), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, parameters, gmacs", [
+    ("cifar10-ddpmpp", 55_733_891, 21.190), ("cifar10-ncsnpp", 56_397_827, 21.389),
+    ("ffhq64-ddpmpp", 61_805_571, 41.861), ("afhqv2-64", 61_805_571, 41.861),
+    ("imagenet64-adm", 295_899_267, 109.658)])
+def test_presets_have_the_published_size(name, parameters, gmacs):
+    with torch.device("meta"):
+        unet = network.build(presets.PRESETS[name])
+    assert sum(value.numel() for value in unet.parameters()) == parameters
+    work = network.macs(unet)
+    assert round(work["total"] / 1e9, 3) == gmacs
+    assert work["total"] == work["convolution"] + work["attention"] + work["linear"]
+
+
+def test_where_attention_is():
+    def attending(unet):
+        return {network.block_of(layer.name) for layer in unet.layers()
+                if layer.name.endswith(".qkv")}
+
+    with torch.device("meta"):
+        song = network.build(presets.PRESETS["cifar10-ddpmpp"])
+        adm = network.build(presets.PRESETS["imagenet64-adm"])
+    assert attending(song) == {*(f"encoder.16x16_block{n}" for n in range(4)),
+                               "decoder.8x8_middle0", "decoder.16x16_block4"}
+    assert len(attending(adm)) == 9 + 1 + 12
+    assert {block.heads for block in adm.decoder.values() if block.qkv} == {6, 9, 12}
+
+
+@pytest.mark.parametrize("form", ["ncsnpp", "skip", "adm"])
+def test_layers_of_the_image(form):
+    unet = network.build(FORMS[form])
+    images = {name for name in (layer.name for layer in unet.layers())
+              if name == "first" or "_aux_" in name}
+    assert set(unet.image_layers()) == images
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_denoiser_of_a_discrete_schedule(prediction):
+    a = dataclasses.replace(FORMS["ddpm"], prediction=prediction, timesteps=50)
+    model = randomize(Precond(a))
+    kept, product = [], 1.0
+    for step in range(50):
+        product *= 1 - (1e-4 + (0.02 - 1e-4) * step / 49)
+        kept.append(product)
+    assert math.isclose(model.sigma_max, math.sqrt((1 - kept[49]) / kept[49]))
+    assert math.isclose(model.sigma_min, math.sqrt((1 - kept[0]) / kept[0]))
+    generator = torch.Generator().manual_seed(4)
+    for step in (0, 17, 49):
+        noisy = torch.randn(1, 2, 8, 8, generator=generator)      # of unit variance, as in DDPM
+        out = model.unet(noisy, torch.tensor([float(step)]))
+        root, rest = math.sqrt(kept[step]), math.sqrt(1 - kept[step])
+        image = {"epsilon": (noisy - rest * out) / root, "v": root * noisy - rest * out}[prediction]
+        torch.testing.assert_close(model(noisy / root, rest / root), image, rtol=1e-3, atol=1e-3)
 
 
 def test_executor_runs_every_layer_in_order():
-    unet = randomize(network.UNet(TINY))
+    unet = randomize(network.build(TINY))
     x, c_noise = torch.randn(1, 2, 8, 8), torch.zeros(1)
     expected, seen = unet(x, c_noise), []
 
-    def executor(layer, segments, embedding, residual, gain):
+    def executor(layer, segments, embedding, residual, gain, modulation):
         assert sum(segment.shape[1] for segment in segments) == layer.cin
         seen.append(layer)
-        return layer(segments, embedding, residual, gain)
+        return layer(segments, embedding, residual, gain, modulation)
 
     unet.executor = executor
     assert torch.equal(unet(x, c_noise), expected)
@@ -165,12 +319,11 @@ def test_starts_as_the_skip_path_alone():
 
 @pytest.mark.parametrize("channels, groups", [(16, 4), (96, 24), (128, 32), (256, 32)])
 def test_groups(channels, groups):
-    norm = Layer(channels, 4, 3, norm=True).norm
-    assert norm.num_groups == groups and norm.eps == 1e-6
+    assert Architecture().group_count(channels) == groups
 
 
 def test_mnist32_fits_the_hardware_and_exercises_it():
-    unet = network.UNet(recipes.mnist32.architecture)
+    unet = network.build(recipes.mnist32.architecture)
     shapes = network.layer_shapes(unet)
     assert [shape.name for shape in shapes] == [layer.name for layer in unet.layers()]
     total = sum(shape.macs for shape in shapes)
@@ -189,7 +342,7 @@ def test_mnist32_fits_the_hardware_and_exercises_it():
 
 
 def test_shapes_of_parameters():
-    unet = network.UNet(recipes.mnist32.architecture)
+    unet = network.build(recipes.mnist32.architecture)
     shapes = {name: tuple(value.shape) for name, value in unet.named_parameters()}
     assert shapes["first.weight"] == (32, 1, 3, 3)
     assert shapes["embed0.weight"] == (128, 32) and shapes["embed1.weight"] == (128, 128)
@@ -202,8 +355,13 @@ def test_shapes_of_parameters():
 
 
 def test_architecture_survives_json():
-    for recipe in recipes.RECIPES.values():
-        assert Architecture.from_json(recipe.architecture.to_json()) == recipe.architecture
+    for architecture in (*presets.PRESETS.values(), *FORMS.values(),
+                         *(recipe.architecture for recipe in recipes.RECIPES.values())):
+        assert Architecture.from_json(architecture.to_json()) == architecture
+
+
+def test_architecture_of_an_older_file_takes_defaults():
+    assert Architecture.from_json('{"activation": "silu"}') == Architecture(activation="silu")
 
 
 @pytest.mark.parametrize("change, error, text", [
@@ -218,6 +376,18 @@ def test_architecture_survives_json():
     ({"activation": "tanh"}, ValueError, r"^activation must be one of relu, silu, not 'tanh'$"),
     ({"dropout": 1.5}, ValueError, r"^dropout must be in 0\.\.0\.9, not 1\.5$"),
     ({"middle_attention": 1}, TypeError, r"^middle_attention must be a bool, not 1$"),
+    ({"family": "vit"}, ValueError,
+     r"^family must be one of song, dhariwal, diffusers, not 'vit'$"),
+    ({"resample_filter": (1, 2, 1)}, ValueError,
+     r"^resample_filter must be one of \(1, 1\), \(1, 3, 3, 1\), not \(1, 2, 1\)$"),
+    ({"channels_per_head": 48}, ValueError,
+     r"^channels_per_head must divide the channels of a level, 32, not 48$"),
+    ({"norm_groups": 12, "norm_group_channels": 1}, ValueError,
+     r"^norm_groups must divide the channels of a level, 32, not 12$"),
+    ({"family": "dhariwal", "encoder": "skip"}, ValueError,
+     r"^encoder and decoder must be standard in family dhariwal, not 'skip' and 'standard'$"),
+    ({"beta_start": 0.5}, ValueError, r"^beta_start must be at most beta_end, 0\.02, not 0\.5$"),
+    ({"label_dim": -1}, ValueError, r"^label_dim must be in 0\.\.65536, not -1$"),
 ])
 def test_architecture_rejects(change, error, text):
     with pytest.raises(error, match=text):
@@ -226,7 +396,6 @@ def test_architecture_rejects(change, error, text):
 
 @pytest.mark.parametrize("text, message", [
     ('{"depth": 3}', "architecture must have known fields only, not 'depth'"),
-    ("{}", "architecture must have the field 'activation'"),
     ("[]", "architecture must be a JSON object, not []"),
 ])
 def test_architecture_rejects_json(text, message):

@@ -106,7 +106,7 @@ def test_executions_agree_layer_by_layer(model, vector):
     noise = draw_noise(1, model.architecture, 7)
     inputs = {}
 
-    def run(network_layer, segments, embedding, residual, gain):
+    def run(network_layer, segments, embedding, residual, gain, modulation):
         item = model.layers[network_layer.name]
         right = model.run_layer(network_layer, segments, embedding, residual, gain,
                                 inputs.__setitem__)
