@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from golden import a4, data, mxint8, w4
 from golden.checkpoint import load_model, replace_file
-from golden.network import Precond, layer_shapes
+from golden.network import layer_shapes
 from golden.quantize import ACTIVATION_HEADROOM, formats, quantize_model, resolve, sqnr
 from golden.quantized_network import centred, executing
 from golden.requantizer import Format
@@ -214,7 +214,7 @@ def study(model, images, *, rows=ROWS, seed=0, calibration_images=CALIBRATION_IM
     model = model.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     sigma = (torch.randn(len(images), generator=generator) * P_STD + P_MEAN).exp()
-    sigma = sigma.clamp(Precond.sigma_min, Precond.sigma_max)
+    sigma = sigma.clamp(model.sigma_min, model.sigma_max)
     noise = torch.randn(images.shape, generator=generator)
     batches = list(zip(images.split(BATCH), sigma.split(BATCH), noise.split(BATCH)))
     amax = channel_amax(model, calibration_images, steps)

@@ -112,7 +112,7 @@ def test_foreign_metadata(path):
 
 @pytest.mark.parametrize("value, text", [
     (None, "architecture must be a JSON object, not None"),
-    ({"resolution": 8}, "architecture must have the field 'activation'"),
+    ({"depth": 8}, "architecture must have known fields only, not 'depth'"),
 ])
 def test_damaged_architecture(path, value, text):
     damage(path, lambda tensors, record: record.update(architecture=value))
