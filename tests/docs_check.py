@@ -8,10 +8,12 @@ import re
 import sys
 from pathlib import Path
 
+import torch
 import typer
 
 import sqdm
 from fpga import protocol
+from golden import network, presets
 from hw import config, descriptor, registers
 
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -75,7 +77,23 @@ def commands():
     return table(["command", "what it does"], rows)
 
 
+def networks():
+    """The preset architectures, their parameters and the work of an evaluation."""
+    rows = []
+    for name, architecture in presets.PRESETS.items():
+        with torch.device("meta"):
+            unet = network.build(architecture)
+        work = {kind: f"{count / 1e9:.2f}" for kind, count in network.macs(unet).items()}
+        parameters = sum(value.numel() for value in unet.parameters()) / 1e6
+        rows.append([f"`{name}`", type(unet).__name__, f"{architecture.resolution}x"
+                     f"{architecture.resolution}", f"{parameters:.2f} M", work["total"],
+                     work["convolution"], work["attention"]])
+    return table(["preset", "network", "pixels", "parameters", "GMACs an evaluation",
+                  "of them convolutions", "attention"], rows)
+
+
 TABLES = {
+    "networks": networks,
     "parameters": parameters,
     "registers": register_map,
     "descriptor": descriptor_fields,
