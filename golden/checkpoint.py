@@ -8,7 +8,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from golden.network import Architecture, Precond
+from golden.network import Architecture, Precond, build
 
 KIND = "sqdm float model"
 QUANTIZED = "quantized."   # tensors of this prefix belong to golden's quantizer, not to the network
@@ -101,24 +101,49 @@ def load_model(path):
         architecture = Architecture.from_json(json.dumps(record.get("architecture")))
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from None
-    with torch.device("meta"):   # shapes alone, so that a hostile record costs no memory
-        expected = {name: tuple(value.shape)
-                    for name, value in Precond(architecture).state_dict().items()}
     weights = {name: value for name, value in tensors.items() if not name.startswith(QUANTIZED)}
+    check_tensors(path, shapes(path, architecture), weights)
+    return assemble(path, architecture, weights), record
+
+
+def shapes(path, architecture):
+    """Shape of each tensor of a Precond of `architecture`, a dict by name, for the file `path`.
+
+    Raises ModelError if there is no such network.
+    """
+    try:
+        with torch.device("meta"):   # so that a hostile record costs no memory
+            unet = build(architecture)
+    except ValueError as error:
+        raise ModelError(f"{path}: architecture must be that of a network ({error})") from None
+    return {f"unet.{name}": tuple(value.shape) for name, value in unet.state_dict().items()}
+
+
+def check_tensors(path, expected, tensors):
+    """Raise ModelError unless `tensors`, by name, has floats in the shapes of `expected` alone."""
     for name, shape in expected.items():
-        if name not in weights:
+        if name not in tensors:
             raise ModelError(f"{path}: tensor {name} is missing")
-        if tuple(weights[name].shape) != shape:
+        if tuple(tensors[name].shape) != shape:
             raise ModelError(f"{path}: tensor {name} must have shape {shape}, "
-                             f"not {tuple(weights[name].shape)}")
-        if not weights[name].is_floating_point():
+                             f"not {tuple(tensors[name].shape)}")
+        if not tensors[name].dtype.is_floating_point:
             raise ModelError(f"{path}: tensor {name} must be floating point, "
-                             f"not {weights[name].dtype}")
-        check_finite(path, name, weights[name])
-    for name in weights:
+                             f"not {tensors[name].dtype}")
+    for name in tensors:
         if name not in expected:
-            raise ModelError(f"{path}: tensor {name} must not be there: "
+            raise ModelError(f"{path}: tensor {name[:120]} must not be there: "
                              f"the architecture has no such tensor")
+
+
+def assemble(path, architecture, weights):
+    """The Precond of `architecture` with `weights`, tensors of its shapes, float32, in eval mode.
+
+    `weights` may make each tensor when it is asked for. Raises ModelError if one is not finite.
+    """
     model = Precond(architecture)
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
-    return model.eval().requires_grad_(False), record
+    for name, place in model.state_dict().items():
+        value = weights[name].float()
+        check_finite(path, name, value)
+        place.copy_(value)
+    return model.eval().requires_grad_(False)
