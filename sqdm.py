@@ -178,7 +178,7 @@ def info(model: Model, json_file: Json = None):
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="mnist32 or cifar10.")],
+    recipe: Annotated[str, typer.Argument(help="mnist32-silu, mnist32, cifar10-silu or cifar10.")],
     data: Annotated[
         Path | None,
         typer.Option(envvar="SQDM_DATA", help="Folder with the data set's files."),
@@ -187,15 +187,56 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the state saved in OUT.")] = False,
     steps: Annotated[int | None, typer.Option(help="Steps in all, if not the recipe's.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the best.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Model to fine-tune, a shipped name or a path, in place of the recipe's;"
+                          " its architecture is taken too."),
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="relu or silu, if not the recipe's.")
+    ] = None,
+    quantized: Annotated[
+        bool | None,
+        typer.Option("--quantized/--float", help="Whether fine-tuning rounds to the formats."),
+    ] = None,
+    zeros: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of zero codes to aim at; 0: none in particular."),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, help="Of the penalty for missing zeros.")
+    ] = None,
+    teacher: Annotated[
+        float | None, typer.Option(min=0, help="Weight of the distance to the start's images.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Highest of the run.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, images and noise.")] = None,
 ):
-    """Train a recipe's network and write the averaged weights."""
-    from golden.recipes import RECIPES
+    """Train a recipe's network, or fine-tune one, and write the averaged weights."""
+    from golden.checkpoint import load_model
+    from golden.finetune import Start
+    from golden.quantize import resolve, shipped
+    from golden.recipes import RECIPES, changed
     from golden.train import train
 
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, not {recipe!r}")
+    chosen = RECIPES[recipe]
+    if start is not None and chosen.finetune is None:
+        raise ValueError(f"start must be left out: {recipe} trains from random weights")
+    model = None
+    if chosen.finetune is not None:
+        name = chosen.finetune.start
+        if start is None and name not in shipped():
+            start = out / name / f"{name}.safetensors"
+        model = Start.read(resolve(start or name), load_model)
+    chosen = changed(
+        chosen, model and model.model.architecture, activation=activation, quantized=quantized,
+        zeros=zeros, strength=strength, teacher=teacher, batch=batch, learning_rate=learning_rate,
+        seed=seed)
     _output_folder(out)
-    print(train(RECIPES[recipe], data, out, resume, steps, device))
+    print(train(chosen, data, out, resume, steps, device, start=model))
 
 
 @app.command()

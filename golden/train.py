@@ -85,6 +85,11 @@ class Trainer:
 
     All random numbers but dropout's come from one CPU generator, so that a run draws the same
     images and noise on every device.
+
+    Members
+    -------
+    origin : JSON values that the run depends on besides recipe and data, kept in the model's record
+    measures : numbers of the last step for the metrics file, besides the loss
     """
 
     def __init__(self, recipe, pixels, steps, device):
@@ -100,6 +105,12 @@ class Trainer:
         self.loss = math.nan        # mean with a half-life of about 70 steps
         self.commit = commit_hash()
         self.digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+        self.origin, self.measures = {}, {}
+
+    def objective(self, images, sigma, noise):
+        """What a step makes smaller, a scalar, and the EDM loss of the batch."""
+        loss = edm_loss(self.model, images, sigma, noise).mean()
+        return loss, loss
 
     def advance(self):
         """One step; returns (loss, gradient norm). A step that is not finite changes no weight.
@@ -115,10 +126,10 @@ class Trainer:
                 else contextlib.nullcontext())
         self.model.train()
         with cast:
-            loss = edm_loss(self.model, images.to(memory_format=torch.channels_last), sigma,
-                            noise).mean()
+            objective, loss = self.objective(images.to(memory_format=torch.channels_last), sigma,
+                                             noise)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        objective.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         loss, norm = loss.item(), norm.item()
         if math.isfinite(loss) and math.isfinite(norm):
@@ -145,7 +156,14 @@ class Trainer:
         """What a resumed run must share with the saved one, besides the number of steps."""
         fields = dataclasses.asdict(self.recipe)
         del fields["steps"]
-        return json.dumps({"recipe": fields, "data": self.digest}, sort_keys=True)
+        return json.dumps({"recipe": fields, "data": self.digest, **self.origin}, sort_keys=True)
+
+    def own_state(self):
+        """What `load_own_state` needs besides weights and generators: tensors by name."""
+        return {}
+
+    def load_own_state(self, state):
+        """Take over what `own_state` returned."""
 
     def save_state(self, path):
         """Write everything that `load_state` needs to go on exactly, atomically."""
@@ -157,6 +175,7 @@ class Trainer:
             "generator": self.generator.get_state(), "cpu_random": torch.get_rng_state(),
             "cuda_random": (torch.cuda.get_rng_state(self.device)
                             if self.device.type == "cuda" else None),
+            "own": self.own_state(),
         }
         replace_file(path, lambda temporary: torch.save(state, temporary))
 
@@ -169,7 +188,7 @@ class Trainer:
             raise TrainError(f"{path}: must be a training state "
                              f"({type(error).__name__})") from None
         if identity != self.identity():
-            raise TrainError(f"{path}: must be a state of the same recipe and data; "
+            raise TrainError(f"{path}: must be a state of the same recipe, data and start; "
                              f"choose another folder or train without resuming")
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
@@ -180,6 +199,7 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
         self.step, self.bad_steps = state["step"], state["bad_steps"]
         self.loss, self.commit = state["loss"], state["commit"]
+        self.load_own_state(state["own"])
 
     def save_average(self, path):
         """Write the averaged weights as a float model."""
@@ -187,7 +207,7 @@ class Trainer:
         save_model(path, self.ema, {
             "recipe": self.recipe.name, "data": self.recipe.dataset, "images": len(self.pixels),
             "steps": self.step, "of_steps": self.steps, "batch": self.recipe.batch,
-            "seed": self.recipe.seed, "loss": loss, "commit": self.commit,
+            "seed": self.recipe.seed, "loss": loss, "commit": self.commit, **self.origin,
         })
 
 
@@ -199,7 +219,7 @@ def keep_metrics(path, step):
 
 
 def train(recipe, data=None, out="build/train", resume=False, steps=None, device=None,
-          save_seconds=300, pixels=None):
+          save_seconds=300, pixels=None, start=None):
     """Train `recipe` and return the path of the averaged model.
 
     Writes into the folder ``out/<recipe name>``: ``state.pt`` (to resume from), ``ema.safetensors``
@@ -216,18 +236,23 @@ def train(recipe, data=None, out="build/train", resume=False, steps=None, device
     steps : number of steps in all, or None for the recipe's
     device : "cpu", "cuda" or None for the GPU if there is one
     pixels : (N, C, H, W) uint8 to train on in place of the recipe's data set
+    start : golden.finetune.Start, for a recipe that fine-tunes and for no other
 
     Raises
     ------
     TrainError
         If the folder already holds a run and `resume` is false, or holds none or another one and
-        it is true; if the device is not there; if the loss stays not finite.
+        it is true; if the device is not there; if the loss stays not finite; if the start does not
+        fit the recipe.
     DataError
         If the data folder lacks a file.
     """
     steps = recipe.steps if steps is None else steps
     if steps < 1:
         raise TrainError(f"steps must be positive, not {steps!r}")
+    if (recipe.finetune is None) != (start is None):
+        raise TrainError(f"start must be a model for a recipe that fine-tunes, and for no other: "
+                         f"{recipe.name} {'does not' if recipe.finetune is None else 'does'}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TrainError("device must be cpu: torch finds no GPU here")
@@ -240,7 +265,13 @@ def train(recipe, data=None, out="build/train", resume=False, steps=None, device
         raise TrainError(f"{state}: is there already; resume, or choose another folder")
     if pixels is None:
         pixels = load(recipe.dataset, data).pixels
-    trainer = Trainer(recipe, pixels, steps, device)
+    check_pixels(recipe, pixels)
+    if start is None:
+        trainer = Trainer(recipe, pixels, steps, device)
+    else:
+        from golden.finetune import FineTuner   # which builds on this module
+
+        trainer = FineTuner(recipe, pixels, steps, device, start)
     if resume:
         trainer.load_state(state)
         if trainer.step > steps:
@@ -272,6 +303,7 @@ def train(recipe, data=None, out="build/train", resume=False, steps=None, device
                         "step": trainer.step, "loss": round(loss, 6),
                         "mean_loss": round(trainer.loss, 6), "gradient_norm": round(norm, 4),
                         "learning_rate": learning_rate(recipe, trainer.step - 1, steps),
+                        **{name: round(value, 5) for name, value in trainer.measures.items()},
                         "seconds_20_steps": round(now - mark, 2)}) + "\n")
                     log.flush()
                     mark = now
@@ -284,3 +316,12 @@ def train(recipe, data=None, out="build/train", resume=False, steps=None, device
     save()
     trainer.save_average(final)
     return final
+
+
+def check_pixels(recipe, pixels):
+    """Raise a TrainError unless images of the shape of `pixels` enter the recipe's network."""
+    a = recipe.architecture
+    shape = (a.img_channels, a.resolution, a.resolution)
+    if tuple(pixels.shape[1:]) != shape:
+        raise TrainError(f"images must be of shape {shape} for this network, "
+                         f"not {tuple(pixels.shape[1:])!r}")

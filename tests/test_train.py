@@ -9,12 +9,12 @@ import re
 import pytest
 import torch
 
-from golden import checkpoint, recipes
+from golden import checkpoint, finetune, recipes
 from golden import train as training
 from golden.network import Architecture, Precond
 
 TINY = dataclasses.replace(
-    recipes.mnist32, name="tiny", batch=4, steps=8, warmup=2, ema_images=16, flip=True,
+    recipes.mnist32_silu, name="tiny", batch=4, steps=8, warmup=2, ema_images=16, flip=True,
     architecture=Architecture(resolution=8, model_channels=8, channel_mult=(1, 2), dropout=0.2))
 
 
@@ -180,8 +180,8 @@ def test_refusals(tmp_path):
     run(tmp_path, steps=2)
     expect(f"{state}: is there already; resume, or choose another folder")
     expect("steps must be at least 2, those already done, not 1", resume=True, steps=1)
-    expect(f"{state}: must be a state of the same recipe and data; choose another folder or "
-           f"train without resuming", resume=True, recipe=dataclasses.replace(TINY, batch=5))
+    expect(f"{state}: must be a state of the same recipe, data and start; choose another folder "
+           f"or train without resuming", resume=True, recipe=dataclasses.replace(TINY, batch=5))
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(training.TrainError,
                        match="^" + re.escape(str(state)) + r": must be a training state \(\w+\)$"):
@@ -207,17 +207,27 @@ def test_state_that_calls_is_refused(tmp_path):
     assert not (tmp_path / "escaped").exists()
 
 
-def test_cifar10_recipe_runs_at_reduced_size(tmp_path):
-    architecture = dataclasses.replace(recipes.cifar10.architecture, model_channels=8,
-                                       resolution=32)
-    recipe = dataclasses.replace(recipes.cifar10, architecture=architecture, batch=2)
-    pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8,
-                           generator=torch.Generator().manual_seed(0))
-    path = run(tmp_path, recipe=recipe, steps=2, pixels=pixels)
-    model, record = checkpoint.load_model(path)
-    assert model.architecture == architecture and record["steps"] == 2
-    names = [layer.name for layer in model.unet.layers()]
+def cifar_like(count=4):
+    return torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("width", [8, pytest.param(None, marks=pytest.mark.slow)])
+def test_cifar10_recipes_run(tmp_path, width):
+    # Baseline and fine-tune, at reduced width and, slowly, at the recipes' own.
+    baseline, tuned = recipes.cifar10_silu, recipes.cifar10
+    if width is not None:
+        baseline, tuned = (dataclasses.replace(recipe, architecture=dataclasses.replace(
+            recipe.architecture, model_channels=width)) for recipe in (baseline, tuned))
+    path = run(tmp_path, recipe=dataclasses.replace(baseline, batch=2), steps=1,
+               pixels=cifar_like())
+    start = finetune.Start.read(path, checkpoint.load_model)
+    names = [layer.name for layer in start.model.unet.layers()]
     assert "encoder.16x16_block3.qkv" in names and "decoder.8x8_middle0.proj" in names
+    path = run(tmp_path, recipe=dataclasses.replace(tuned, batch=2), steps=1, pixels=cifar_like(),
+               start=start)
+    model, record = checkpoint.load_model(path)
+    assert model.architecture == tuned.architecture and record["steps"] == 1
 
 
 @pytest.mark.parametrize("change, text", [
