@@ -15,10 +15,10 @@ import torch
 
 from golden import pickled
 from golden.checkpoint import ModelError, assemble, check_finite, check_tensors, shapes
-from golden.network import Architecture, resample
+from golden.network import Architecture
 from golden.pickled import Module, short
 
-__all__ = ["architecture", "arguments", "export", "is_state_dict", "model", "names",
+__all__ = ["architecture", "arguments", "export", "model", "model_type", "names",
            "read_snapshot"]
 
 CLASS = "EDMPrecond"
@@ -196,13 +196,6 @@ def export(precond):
     return {**found, **{f"model.{name}": value.clone() for name in buffers}}
 
 
-def is_state_dict(value):
-    """Whether `value` is a dict from texts to tensors."""
-    return isinstance(value, dict) and bool(value) and all(
-        isinstance(name, str) and isinstance(tensor, (pickled.Tensor, torch.Tensor))
-        for name, tensor in value.items())
-
-
 class Weights:
     """Tensors of a file by our names, made one at a time; errors have the file's names."""
 
@@ -210,8 +203,7 @@ class Weights:
         self.path, self.tensors, self.table = path, tensors, table
 
     def __getitem__(self, name):
-        value = self.tensors[self.table[name]]
-        value = value.value() if isinstance(value, pickled.Tensor) else value
+        value = pickled.value_of(self.tensors[self.table[name]])
         check_finite(self.path, self.table[name], value)
         return value
 
@@ -239,12 +231,16 @@ def model(path, tensors, given):
         if tuple(value.shape) != tuple(taps.shape):
             raise ModelError(f"{path}: tensor {prefix + name} must have shape "
                              f"{tuple(taps.shape)}, not {tuple(value.shape)}")
-        value = value.value() if isinstance(value, pickled.Tensor) else value
-        if not torch.allclose(value.float(), taps, rtol=1e-3):
+        if not torch.allclose(pickled.value_of(value).float(), taps, rtol=1e-3):
             raise ModelError(f"{path}: tensor {prefix + name} must be that of resample_filter "
                              f"{list(a.resample_filter)}")
     check_tensors(path, {table[name]: shape for name, shape in expected.items()}, rest)
     return assemble(path, a, Weights(path, rest, table))
+
+
+def model_type(network):
+    """EDM's class name of the UNet in the Precond `network`."""
+    return arguments(network.architecture)["model_type"]
 
 
 def persistent(meta):
@@ -298,6 +294,7 @@ def read_snapshot(path, data):
                          f"not {len(positional)}")
     tensors, classes = {}, set()
     collect(path, net, "", tensors, classes, [0])
+    pickled.check_total(path, tensors, data)
     return {**dict(zip(order, positional)), **given}, tensors, sorted(classes)
 
 

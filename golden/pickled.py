@@ -22,7 +22,8 @@ import torch
 
 from golden.checkpoint import ModelError
 
-__all__ = ["Module", "Tensor", "load", "read", "short", "torch_file", "TENSORS"]
+__all__ = ["Module", "Tensor", "TENSORS", "is_torch_file", "is_pickle", "load", "read", "short",
+           "state_dict", "value_of"]
 
 # The largest published EDM network (imagenet64) takes 1.2 GB in float32.
 FILE_BYTES = 4 << 30
@@ -41,7 +42,7 @@ NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8
 
 
 class Refused(Exception):
-    """What is wrong, without the file's name, which `load` and `torch_file` put in front."""
+    """What is wrong, without the file's name, which `guarded` puts in front."""
 
 
 def short(value):
@@ -307,7 +308,7 @@ class Machine:
             elif op == pickle.BINPERSID and self.storage is not None:
                 push(self.storage(self.pop()))
             else:
-                raise Refused(f"opcode 0x{op.hex()} at byte {where} of the pickle must not be there")
+                raise Refused(f"a pickle must not have opcode 0x{op.hex()} (at byte {where})")
         raise Refused(f"a pickle must have at most {OPCODES} opcodes")
 
 
@@ -498,13 +499,46 @@ def guarded(path, function):
         raise ModelError(f"{path}: must be a whole file ({type(error).__name__})") from None
 
 
-def torch_file(path, data):
-    """The value in `data`, the bytes of a file by torch.save; its tensors are `Tensor`.
+def is_torch_file(data):
+    """Whether `data` begins as files of torch.save do."""
+    return data[:len(LEGACY)] == LEGACY or data[:len(ZIP)] == ZIP
 
-    Raises ModelError if the file is damaged or holds anything but tensors, dicts, lists, tuples,
-    texts and numbers.
+
+def is_pickle(data):
+    """Whether `data` begins as pickles of protocol 2 and later do."""
+    return data[:1] == pickle.PROTO
+
+
+def value_of(tensor):
+    """`tensor`, of a file or of torch, as a torch tensor."""
+    return tensor.value() if isinstance(tensor, Tensor) else tensor
+
+
+def check_total(path, tensors, data):
+    """Raise ModelError if `tensors` need more memory than the bytes of their file.
+
+    A file may show one run of numbers as many tensors.
     """
-    return guarded(path, lambda: torch_stream(data))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total > len(data):
+        raise ModelError(f"{path}: tensors must be at most as large as their file, "
+                         f"{len(data)} bytes, not {total}")
+
+
+def state_dict(path, data):
+    """Tensors by name in `data`, the bytes of a file by torch.save.
+
+    Raises ModelError if the file is damaged or holds anything but a dict of tensors.
+    """
+    tensors = guarded(path, lambda: torch_stream(data))
+    if not isinstance(tensors, dict) or not tensors:
+        raise ModelError(f"{path}: must hold a dict of tensors, not {short(tensors)}")
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ModelError(f"{path}: {short(name)} must be a tensor with a name, "
+                             f"not {short(value)}")
+    check_total(path, tensors, data)
+    return tensors
 
 
 def load(path, data, calls):

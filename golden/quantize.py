@@ -5,13 +5,14 @@ Calibration needs no data set: it observes a sampling run of the float network.
 
 import dataclasses
 import math
-import pathlib
 
 import torch
 from torch.nn import functional
 
 from golden import a4, detector, epilogue, mxint8, w4
 from golden.checkpoint import QUANTIZED, ModelError, load_model, read_file, save_model
+from golden.load import load as load_float
+from golden.load import resolve, shipped
 from golden.network import layer_shapes
 from golden.quantized_network import (
     RESIZED_GAIN, Y_UNIT, QuantizedLayer, QuantizedModel, centred, executing, exponent_below)
@@ -94,7 +95,7 @@ class Observer:
 
 
 def quantize(source, *, images=IMAGES, seed=0, steps=STEPS, progress=None):
-    """QuantizedModel of the float model in the file `source`, or of that shipped name.
+    """QuantizedModel of the float model `source`: whatever `golden.load.load` accepts.
 
     Parameters
     ----------
@@ -108,7 +109,7 @@ def quantize(source, *, images=IMAGES, seed=0, steps=STEPS, progress=None):
         If the file cannot be used, or its network cannot be quantized.
     """
     path = resolve(source)
-    model, record = load_model(path)
+    model, record = load_float(path)
     record = {name: value for name, value in record.items()
               if name not in ("kind", "architecture", "quantized")}
     return quantize_model(model, record, images=images, seed=seed, steps=steps, progress=progress,
@@ -331,29 +332,6 @@ RANGES = {"exponent": (-120, 100), "prologue_exponent": (-120, 100),
           "residual_multiplier": (0, 65535), "threshold": (0, detector.NEVER)}
 TENSORS = {"weight_codes": torch.int8, "weight_scales": torch.uint8, "multiplier": torch.int16,
            "bias": torch.int32, "zeros": torch.int32}
-
-
-def shipped():
-    """Names of the models that come with the package."""
-    return sorted(path.stem for path in models().glob("*.safetensors"))
-
-
-def models():
-    return pathlib.Path(__file__).parent / "models"
-
-
-def resolve(source):
-    """Path of a shipped name or of a model file.
-
-    Raises ModelError if there is neither.
-    """
-    if str(source) in shipped():
-        return models() / f"{source}.safetensors"
-    path = pathlib.Path(source)
-    if not path.is_file():
-        raise ModelError(f"model must be one of {', '.join(shipped()) or '(none shipped)'} "
-                         f"or an existing file, not {str(source)!r}")
-    return path
 
 
 def save(model, path):
