@@ -214,9 +214,8 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, images and noise.")] = None,
 ):
     """Train a recipe's network, or fine-tune one, and write the averaged weights."""
-    from golden.checkpoint import load_model
     from golden.finetune import Start
-    from golden.quantize import resolve, shipped
+    from golden.load import shipped
     from golden.recipes import RECIPES, changed
     from golden.train import train
 
@@ -230,7 +229,7 @@ def train(
         name = chosen.finetune.start
         if start is None and name not in shipped():
             start = out / name / f"{name}.safetensors"
-        model = Start.read(resolve(start or name), load_model)
+        model = Start.read(start or name)
     chosen = changed(
         chosen, model and model.model.architecture, activation=activation, quantized=quantized,
         zeros=zeros, strength=strength, teacher=teacher, batch=batch, learning_rate=learning_rate,

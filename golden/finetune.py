@@ -7,13 +7,12 @@ rounding as if it were not there (Bengio et al. 2013, arXiv 1308.3432).
 
 import copy
 import dataclasses
-import hashlib
-import pathlib
 
 import torch
 from torch.nn import functional
 
 from golden import a4, mxint8, w4
+from golden.load import load
 from golden.network import Precond, layer_shapes
 from golden.quantize import ACTIVATION_HEADROOM, formats
 from golden.quantized_network import centred, executing
@@ -36,7 +35,7 @@ class Start:
     -------
     model : Precond
     record : JSON values about its origin
-    digest : SHA-256 of its file, in hexadecimal
+    digest : SHA-256 of its weights' file, in hexadecimal
     """
 
     model: Precond
@@ -44,14 +43,10 @@ class Start:
     digest: str
 
     @classmethod
-    def read(cls, path, load):
-        """The start in the file or folder `path`; `load` returns (model, record) of a path."""
-        model, record = load(path)
-        digest = hashlib.sha256()
-        for file in [path] if pathlib.Path(path).is_file() else sorted(
-                file for file in pathlib.Path(path).rglob("*") if file.is_file()):
-            digest.update(pathlib.Path(file).read_bytes())
-        return cls(model, record, digest.hexdigest())
+    def read(cls, source):
+        """The start that `golden.load.load` finds in `source`; ModelError if there is none."""
+        model, record = load(source)
+        return cls(model, record, record["origin"]["sha256"])
 
 
 # Conversion.

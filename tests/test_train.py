@@ -221,7 +221,7 @@ def test_cifar10_recipes_run(tmp_path, width):
             recipe.architecture, model_channels=width)) for recipe in (baseline, tuned))
     path = run(tmp_path, recipe=dataclasses.replace(baseline, batch=2), steps=1,
                pixels=cifar_like())
-    start = finetune.Start.read(path, checkpoint.load_model)
+    start = finetune.Start.read(path)
     names = [layer.name for layer in start.model.unet.layers()]
     assert "encoder.16x16_block3.qkv" in names and "decoder.8x8_middle0.proj" in names
     path = run(tmp_path, recipe=dataclasses.replace(tuned, batch=2), steps=1, pixels=cifar_like(),
