@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from golden import a4, mxint8, w4
+from golden.granularity import round_scale
 from golden.load import load
 from golden.network import Precond, layer_shapes
 from golden.quantize import ACTIVATION_HEADROOM, formats
@@ -124,6 +125,38 @@ class Through(torch.autograd.Function):
         return gradient, None
 
 
+class FourBits(torch.autograd.Function):
+    """`x` (N, C, H, W) in 4 bits with pixel scale, and the share of its codes that are 0.
+
+    Forward it is `golden.a4.fake_quantize`. Backward, the rounding passes gradients through; the
+    share has the slope of sigmoid((1 / 2 - |x| / step) / SOFTNESS), the step being that of the
+    pixel's codes. ReLU keeps that slope from what is zero already.
+    """
+
+    @staticmethod
+    def forward(context, x, signed, tensor_scale):
+        amax = (x.abs() if signed else x).float().amax(1, keepdim=True)
+        fixed = torch.as_tensor(tensor_scale, dtype=torch.float32, device=x.device)
+        step = round_scale(amax / (a4.largest(signed) * fixed), "e4m3") * fixed
+        codes = a4.codes_of(x.float(), step, signed)
+        context.save_for_backward(x, step)
+        context.signed = signed
+        zeros = 1 - codes.count_nonzero() / codes.numel()
+        return codes.mul_(step).to(x.dtype), zeros
+
+    @staticmethod
+    def backward(context, gradient, slope):
+        x, step = context.saved_tensors
+        if not context.needs_input_grad[0]:
+            return None, None, None
+        ratio = x / (step * SOFTNESS).clamp(min=1e-30)
+        soft = torch.sigmoid_((ratio.abs() if context.signed else ratio).neg_().add_(
+            0.5 / SOFTNESS))
+        soft = soft.mul_(1 - soft).div_((step * SOFTNESS).clamp(min=1e-30))
+        soft = soft * x.sign() if context.signed else soft.masked_fill_(x == 0, 0)
+        return gradient - soft * (slope / x.numel()), None, None
+
+
 class Rounding:
     """An executor that runs the layers of `unet` with operands rounded to their formats.
 
@@ -134,7 +167,7 @@ class Rounding:
     -------
     amax : (layers,) largest magnitude of each layer's input, 0 before the first pass
     zeros : share of zero codes of the last pass over the 4-bit layers, weighted by MACs, a scalar;
-        its gradient is that of a sigmoid of the distance to the first non-zero code
+        its gradient is that of a soft count, see `FourBits`
     """
 
     def __init__(self, unet):
@@ -177,45 +210,25 @@ class Rounding:
 
     def round_input(self, layer, x):
         format, n = self.formats[layer.name], self.index[layer.name]
+        if self.following:
+            self.amax[n] = torch.maximum(MEMORY * self.amax[n], largest(x.detach()))
+        amax = self.amax[n].item() * ACTIVATION_HEADROOM
+        if format == Format.IN16:
+            return Through.apply(x, mxint8.fake_quantize_input(
+                x.detach(), mxint8.input_scale(amax)))
+        if format == Format.MX8:
+            return Through.apply(x, mxint8.fake_quantize(
+                x.detach(), window=mxint8.window_of(mxint8.static_scale(amax))))
         signed = format == Format.A4S
-        with torch.no_grad():
-            seen = x.detach()
-            if self.following:
-                self.amax[n] = torch.maximum(MEMORY * self.amax[n], seen.abs().max())
-            amax = self.amax[n].item() * ACTIVATION_HEADROOM
-            if format == Format.IN16:
-                rounded = mxint8.fake_quantize_input(seen, mxint8.input_scale(amax))
-            elif format == Format.MX8:
-                rounded = mxint8.fake_quantize(
-                    seen, window=mxint8.window_of(mxint8.static_scale(amax)))
-            else:
-                rounded = a4.fake_quantize(seen, signed, a4.static_scale(amax, signed))
-        if layer.name in self.shares:
-            self.zeros = self.zeros + self.shares[layer.name] * Zeros.apply(
-                x, rounded, a4.largest(signed))
-        return Through.apply(x, rounded)
+        x, zeros = FourBits.apply(x, signed, a4.static_scale(amax, signed))
+        self.zeros = self.zeros + self.shares[layer.name] * zeros
+        return x
 
 
-class Zeros(torch.autograd.Function):
-    """Share of zeros in `rounded`, with the slope that a soft count of `x` would have.
-
-    The soft count is sigmoid((step / 2 - |x|) / (SOFTNESS * step)), the step being a pixel's
-    largest magnitude over `largest`. ReLU keeps its gradient from what is zero already.
-    """
-
-    @staticmethod
-    def forward(context, x, rounded, largest):
-        context.save_for_backward(x)
-        context.largest = largest
-        return (rounded == 0).sum() / rounded.numel()
-
-    @staticmethod
-    def backward(context, gradient):
-        x, = context.saved_tensors
-        step = x.abs().amax(1, keepdim=True).clamp(min=1e-20) / context.largest
-        soft = torch.sigmoid((0.5 - x.abs() / step) / SOFTNESS)
-        slope = -x.sign() * soft * (1 - soft) / (SOFTNESS * step)
-        return gradient * slope / x.numel(), None, None
+def largest(x):
+    """Largest magnitude in `x`, a scalar."""
+    low, high = x.aminmax()
+    return torch.maximum(-low, high)
 
 
 class FineTuner(Trainer):

@@ -171,17 +171,32 @@ def test_gradients_pass_the_rounding(start):
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def test_slope_of_the_zero_count():
-    x = torch.tensor([[[[0.0]], [[0.1]], [[1.5]]]], requires_grad=True)    # the step is 0.1
-    rounded = a4.fake_quantize(x.detach(), False, 1 / 448 / 100)
-    share = finetune.Zeros.apply(x, rounded, 15)
+@pytest.mark.parametrize("signed", [False, True])
+def test_four_bits_are_those_of_the_format(signed):
+    x = torch.randn(3, 20, 5, 5, generator=torch.Generator().manual_seed(0)) ** 3
+    x[0, :, 2, 2] = 0
+    x = x if signed else x.relu()
+    for amax in (x.abs().max().item(), 1e-3, 1e6):     # as calibrated, saturating, far too coarse
+        scale = a4.static_scale(amax, signed)
+        rounded, zeros = finetune.FourBits.apply(x, signed, scale)
+        expected = a4.fake_quantize(x, signed, scale)
+        assert torch.equal(rounded, expected)
+        assert zeros.item() == pytest.approx((expected == 0).double().mean().item())
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_slope_of_the_zero_count(signed):
+    sign, largest = (-1, 0.7) if signed else (1, 1.5)          # the step is 0.1
+    x = torch.tensor([0.0, 0.1 * sign, 0.3, largest]).reshape(1, 4, 1, 1).requires_grad_()
+    rounded, share = finetune.FourBits.apply(x, signed, 0.1 / 448 * 8)
+    torch.testing.assert_close(rounded, x)
+    assert share.item() == pytest.approx(0.25)
     share.backward()
-    assert share.item() == pytest.approx(1 / 3)
     softness = finetune.SOFTNESS * 0.1
     expected = []
-    for value in (0.1, 1.5):
-        soft = 1 / (1 + math.exp(-(0.05 - value) / softness))
-        expected.append(-soft * (1 - soft) / softness / 3)
+    for value in x.flatten()[1:].tolist():
+        soft = 1 / (1 + math.exp(-(0.05 - abs(value)) / softness))
+        expected.append(-math.copysign(soft * (1 - soft) / softness / 4, value))
     torch.testing.assert_close(x.grad.flatten(), torch.tensor([0.0, *expected]))
 
 
