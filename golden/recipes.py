@@ -111,7 +111,7 @@ mnist32_silu = Recipe(
 
 mnist32 = dataclasses.replace(
     mnist32_silu, name="mnist32", architecture=relu(mnist32_silu.architecture),
-    steps=600, learning_rate=5e-4, warmup=20, decay=0.7,
+    steps=400, learning_rate=5e-4, warmup=20, decay=0.7,
     finetune=FineTune(start="mnist32-silu", zeros=0.67),
 )
 
