@@ -319,6 +319,11 @@ def simulate(
     interval: Annotated[
         int, typer.Option(min=1, help="Evaluations between updates of the labels.")
     ] = 1,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="File of sqdm trace that gives the labels; by default the evaluations"
+                          " that they follow from are replayed."),
+    ] = None,
     json_file: Json = None,
     waves: Annotated[Path | None, typer.Option(help="VCD file for all signals; slow.")] = None,
 ):
@@ -332,10 +337,16 @@ def simulate(
     wanted = sampling.parse_evaluations(evaluations, quantized)
     names = sampling.select_layers(layers, quantized)
     limits = sampling.thresholds_for(quantized, choices, threshold)
+    counts = None
+    if trace is not None:
+        from golden.trace import load
+
+        counts = load(trace)
+        counts.check_model(quantized, seed=seed, vector=choices.vector)
     for file in filter(None, (json_file, waves)):
         _output_folder(file.parent)
     calls = sampling.layer_calls(quantized, choices, wanted, names, seed=seed, interval=interval,
-                                 thresholds=limits)
+                                 thresholds=limits, trace=counts)
     report = demo.run_layers(calls, choices, total=len(wanted) * len(names), waves=waves)
     results = report.as_dict()
     if json_file:
@@ -355,6 +366,74 @@ def _check(report):
     """Raise a CheckError if the RTL differed."""
     if report.mismatch is not None:
         raise CheckError(f"the RTL differs: {report.mismatch}")
+
+
+@app.command()
+def trace(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="File for the trace, npz.")],
+    images: Annotated[int, typer.Option(min=1, help="Images to sample.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images that are sampled.")] = 0,
+    exact: Annotated[
+        bool, typer.Option(help="Count the codes of the integers, one image after the other.")
+    ] = False,
+    vector: Annotated[int, typer.Option(help="Channels in a word, 16 or 32.")] = 16,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Zero fraction from which a channel is sparse, in 0..1;"
+                          " by default that of each layer of the model."),
+    ] = None,
+    interval: Annotated[
+        int, typer.Option(min=1, help="Evaluations between updates of the labels.")
+    ] = 1,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
+    json_file: Json = None,
+):
+    """Sample images, count zeros by evaluation, layer and channel, and say what they are worth."""
+    from rich.table import Table
+
+    from golden import order, work
+    from golden import pictures as draw
+    from golden import quantize as quantizer
+    from golden import trace as tracer
+    from sim.progress import task
+    from sim.simulate import one_thread
+
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in 0..1, not {threshold!r}")
+    quantized = quantizer.load(model)
+    for file in filter(None, (out, json_file)):
+        _output_folder(file.parent)
+    folder = pictures and _output_folder(pictures)
+    total = tracer.rounds(quantized, images, exact)
+    with task(f"sampling {images} image{'s' * (images > 1)}", total) as advance, one_thread():
+        found = tracer.record(quantized, label=model, images=images, seed=seed, vector=vector,
+                              exact=exact, progress=advance)
+    tracer.save(found, out)
+    with task("expected work"):
+        facts = work.summary(found, order.orders(found), threshold, interval)
+    if json_file:
+        _write_json(json_file, facts)
+    if folder:
+        limits = None if threshold is None else dict.fromkeys(
+            found.layers, round(threshold * work.FULL))
+        draw.sparsity(folder / "sparsity.png", found, limits)
+        draw.channels_by_time(folder / "channels_by_time.png", found)
+        draw.zero_statistics(folder / "zero_statistics.png", found, facts)
+        draw.expected_work(folder / "expected_work.png", facts)
+    table = Table(title="Bounds of the speed-up over all dense with as many multipliers,"
+                        " by dense : sparse", box=None, pad_edge=False)
+    table.add_column("what is divided between both sides, and by what is known")
+    for name in work.RATIOS:
+        table.add_column(name, justify="right")
+    for row in facts["work"]:
+        table.add_row(row["name"], *(f"{value:.2f}" for value in row["speedup"].values()))
+    _print_table(table)
+    flipped = facts["flips"]
+    print(f"{out}: {found.images} image{'s' * (images > 1)}, {found.evaluations} evaluations,"
+          f" {facts['zero_fraction']:.1%} zero activations in W4A4 layers;"
+          f" {sum(flipped) / max(1, len(flipped)):.1%} of labels differ from one evaluation to the"
+          " next")
 
 
 @app.command()

@@ -19,7 +19,7 @@ from golden import detector
 from golden.checkpoint import replace_file
 from golden.quantized_network import evaluate, trajectory
 from golden.requantizer import Format, check_vector, slots
-from golden.sampler import draw_noise, evaluations, sample
+from golden.sampler import Sampler, draw_noise, evaluations, sample
 
 __all__ = ["KIND", "VERSION", "TraceError", "TraceLayer", "Trace", "fingerprint", "record",
            "rounds", "save", "load"]
@@ -166,20 +166,25 @@ class Trace:
 
 
 def fingerprint(model):
-    """SHA-256, in hexadecimal, of all that decides a QuantizedModel's codes: not thresholds."""
-    digest = hashlib.sha256(f"{VERSION} {model.steps}".encode())
-    digest.update(model.architecture.to_json().encode())
+    """SHA-256, in hexadecimal, of all that decides a QuantizedModel's codes: not thresholds.
+
+    What is at its default or absent leaves no mark, so that new fields change nothing.
+    """
+    digest = hashlib.sha256(f"{KIND} {model.steps}".encode())
+    for field in dataclasses.fields(model.architecture):
+        value = getattr(model.architecture, field.name)
+        if value != field.default:
+            digest.update(f"{field.name} {value!r}".encode())
     for name, value in sorted(model.float_model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().half().contiguous().numpy().tobytes())
     for name, item in model.layers.items():
         for field in dataclasses.fields(item):
             value = getattr(item, field.name)
-            if field.name == "threshold":
-                continue
-            digest.update(f"{name}.{field.name}".encode())
-            digest.update(value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor)
-                          else repr(value).encode())
+            if field.name != "threshold" and value is not None:
+                digest.update(f"{name} {field.name}".encode())
+                digest.update(value.contiguous().numpy().tobytes()
+                              if isinstance(value, torch.Tensor) else repr(value).encode())
     return digest.hexdigest()
 
 
@@ -249,11 +254,11 @@ def watch(model, noise, vector, take, progress):
             take(current, name, x != 0)
 
     def evaluated(x, sigma):
-        out = model(x, sigma, on_input)
+        out = model(x, sigma, on_input=on_input)
         progress()
         return out
 
-    sample(evaluated, noise, model.steps, begin)
+    sample(evaluated, noise, model.steps, begin, sampler=Sampler.for_model(model.float_model))
 
 
 def replay(model, noise, vector, take, progress):

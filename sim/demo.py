@@ -7,7 +7,7 @@ import time
 
 from rich.table import Table
 
-from golden import pictures, quantize
+from golden import pictures, quantize, trace
 from golden.checkpoint import replace_file
 from golden.sampler import draw_noise, evaluations, sample
 from hw import config as presets
@@ -183,11 +183,11 @@ def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
     write(out / f"{verilog.MODULE}.v", text)
     write(out / f"{verilog.MODULE}.json", json.dumps(description, indent=2) + "\n")
 
-    samples, noise = draw_samples(model, source, out / "samples.png", images, seed)
+    samples, _ = draw_samples(model, source, out / "samples.png", images, seed)
     thresholds = thresholds_for(model, config)
     with simulate.one_thread():
-        counts = quantize.zero_counts(model, noise[:1])
-    pictures.sparsity(out / "sparsity.png", model, counts, thresholds)
+        found = trace.record(model, label=source, seed=seed)
+    pictures.sparsity(out / "sparsity.png", found, thresholds)
 
     total = len(wanted) * len(names)
     calls = []

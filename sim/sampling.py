@@ -3,8 +3,12 @@
 import dataclasses
 import fnmatch
 
+import numpy as np
+import torch
+
 from golden import quantize
 from golden.quantized_network import evaluate
+from golden.requantizer import spread
 from golden.sampler import draw_noise, evaluations, sample
 from sim import lowering
 
@@ -94,7 +98,8 @@ def states(model, wanted, seed=0):
     return kept
 
 
-def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds=None):
+def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds=None,
+                trace=None):
     """Yield (LayerCall, counts) for `sim.simulate.simulate`, in execution order.
 
     Parameters
@@ -106,6 +111,8 @@ def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds
     seed : of the image
     interval : evaluations between updates of the labels
     thresholds : dict by layer name; by default those of `thresholds_for`
+    trace : golden.trace.Trace of the model and seed whose counts give the labels, or None: then the
+        evaluations that gave them are replayed
 
     Labels follow from the counts of the last evaluation that updated them, whether it is wanted or
     not; before evaluation 0, from the calibration's. `layers` take the core's detector entries one
@@ -113,6 +120,8 @@ def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds
 
     Raises
     ------
+    golden.trace.TraceError
+        If `trace` is of another model, seed or V.
     sim.lowering.FitError
         Before the first call of an evaluation, if any of its layers does not fit.
     """
@@ -124,12 +133,16 @@ def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds
         bases[name] = total
         total += model.layers[name].slots(config.vector) * model.layers[name].sparse_capable
     updates = {index: (index - 1) // interval * interval for index in wanted if index}
-    inputs = states(model, {*wanted, *updates.values()}, seed)
+    if trace is not None:
+        trace.check_model(model, seed=seed, vector=config.vector)
+    inputs = states(model, {*wanted, *(updates.values() if trace is None else ())}, seed)
     detector = model.detector(config.vector)
     held = None   # the evaluation whose counts the detector has
     for index in wanted:
         update = updates.get(index)
-        if update != held:
+        if update is not None and trace is not None:
+            load_counts(model, detector, trace, update)
+        elif update != held:
             evaluate(model, inputs[update], update, detector, **options)
         before = detector.counts.clone()
         calls = evaluate(model, inputs[index], index, detector, **options).calls
@@ -142,3 +155,15 @@ def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds
             item = model.layers[call.name]
             yield call, (before[first:first + item.slots(config.vector)]
                          if item.sparse_capable else None)
+
+
+def load_counts(model, detector, trace, evaluation):
+    """Give `detector` the counts of the first image of `trace` after an evaluation."""
+    for name, base in model.bases(trace.vector).items():
+        item = model.layers[name]
+        if item.sparse_capable:
+            counts = torch.from_numpy(trace.layers[name].zeros[0, evaluation].astype(np.int64))
+            slots = spread(counts, item.segments, trace.vector)
+            # A slot without a channel is all zeros, as the core counts it.
+            valid = spread(torch.ones_like(counts), item.segments, trace.vector)
+            detector.load(base, torch.where(valid > 0, slots, item.height * item.width))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from golden import detector
+from golden import detector, trace
 from golden.quantized_network import evaluate
 from golden.sampler import draw_noise, sample
 from hw import config
@@ -129,3 +129,37 @@ def test_chosen_layers_follow_each_other_in_the_detector(model):
     names = [name for name, item in model.layers.items() if item.sparse_capable][-2:]
     calls = [call for call, _ in sampling.layer_calls(model, config.TINY, [1], names)]
     assert [call.detector_base for call in calls] == [0, model.layers[names[0]].slots(16)]
+
+
+@pytest.fixture(scope="module")
+def counted(model):
+    """An exact trace of seed 0."""
+    return trace.record(model, exact=True)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_a_trace_gives_the_same_labels(interval, model, counted, monkeypatch):
+    """And nothing is replayed for them."""
+    runs = []
+    honest = sampling.evaluate
+    monkeypatch.setattr(sampling, "evaluate", lambda model, x, index, *rest, **options: (
+        runs.append(index), honest(model, x, index, *rest, **options))[1])
+    names = list(model.layers)
+    for wanted in ([0, 3, 4], [6]):
+        replayed, traced = (
+            list(sampling.layer_calls(model, config.TINY, wanted, names, interval=interval,
+                                      trace=given)) for given in (None, counted))
+        assert runs[-len(wanted):] == wanted
+        for (call, counts), (other, others) in zip(replayed, traced, strict=True):
+            assert (call.name, call.evaluation) == (other.name, other.evaluation)
+            assert (counts is None) == (others is None)
+            assert counts is None or torch.equal(counts, others)
+
+
+def test_a_trace_of_something_else_is_refused(model, counted):
+    names = list(model.layers)
+    with pytest.raises(trace.TraceError, match=r"^seed of the trace must be 5, not 0: record it "):
+        next(sampling.layer_calls(model, config.TINY, [1], names, seed=5, trace=counted))
+    wide = config.Config(name="wide", vector=32, dense_lanes=8)
+    with pytest.raises(trace.TraceError, match=r"^vector of the trace must be 32, not 16: record"):
+        next(sampling.layer_calls(model, wide, [1], names, trace=counted))
