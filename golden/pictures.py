@@ -10,7 +10,8 @@ from PIL import Image
 from golden.checkpoint import replace_file
 from golden.data import to_pixels
 
-__all__ = ["LAYERS", "samples", "sparsity", "channels_by_time", "zero_statistics", "expected_work"]
+__all__ = ["LAYERS", "samples", "sparsity", "channels_by_time", "zero_statistics", "expected_work",
+           "tradeoff"]
 
 LAYERS = 5   # of `sparsity`, if none are named
 
@@ -204,6 +205,42 @@ def expected_work(path, facts):
     by_unit.set_xlabel("speed-up", fontsize=8)
     by_unit.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     by_unit.tick_params(labelsize=7)
+    save(figure, path)
+
+
+def tradeoff(path, points, limit=None):
+    """Draw what zeros cost: loss over the baseline's, with its interval, against zero codes.
+
+    Parameters
+    ----------
+    path : of the PNG file
+    points : list of dicts of `golden.tradeoff.measure`; those without zeros are drawn as a band
+    limit : relative loss to draw a line at, or None
+    """
+    figure = Figure(figsize=(6.4, 4.2), dpi=130, layout="constrained")
+    axis = figure.subplots()
+    shown = sorted((point for point in points if point["zeros"] is not None),
+                   key=lambda point: point["zeros"])
+    values, lows, highs = ([100 * point["loss"][n] for point in shown] for n in range(3))
+    zeros = [100 * point["zeros"] for point in shown]
+    errors = [[value - low for value, low in zip(values, lows, strict=True)],
+              [high - value for value, high in zip(values, highs, strict=True)]]
+    axis.errorbar(zeros, values, errors, marker="o", capsize=3, label="ReLU, 4 bits, fine-tuned")
+    for point, x, y in zip(shown, zeros, values, strict=True):
+        axis.annotate(point["name"], (x, y), textcoords="offset points", xytext=(7, -11),
+                      fontsize=8)
+    for point in points:
+        if point["zeros"] is None:
+            value, low, high = (100 * bound for bound in point["loss"])
+            axis.axhspan(low, high, color="tab:green", alpha=0.2)
+            axis.axhline(value, color="tab:green", label=point["name"])
+    axis.axhline(0, color="black", linewidth=0.8, label="float SiLU baseline")
+    if limit is not None:
+        axis.axhline(100 * limit, color="tab:red", linestyle="--", label=f"limit, {limit:+.0%}")
+    axis.set_xlabel("zero codes in 4-bit layers, % of their MACs, mean of a sampling run")
+    axis.set_ylabel("EDM loss over the baseline's, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     save(figure, path)
 
 

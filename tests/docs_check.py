@@ -13,7 +13,7 @@ import typer
 
 import sqdm
 from fpga import protocol
-from golden import network, presets
+from golden import network, presets, recipes
 from hw import config, descriptor, registers
 
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -92,8 +92,25 @@ def networks():
                   "of them convolutions", "attention"], rows)
 
 
+def training_recipes():
+    """The training recipes."""
+    rows = []
+    for name, recipe in recipes.RECIPES.items():
+        with torch.device("meta"):
+            unet = network.build(recipe.architecture)
+        parameters = sum(value.numel() for value in unet.parameters()) / 1e6
+        start = f"`{recipe.finetune.start}`" if recipe.finetune else "random weights"
+        zeros = f"{recipe.finetune.zeros:.0%}" if recipe.finetune else ""
+        rows.append([f"`{name}`", f"{parameters:.2f} M", recipe.architecture.activation,
+                     recipe.dataset, recipe.batch, f"{recipe.steps:,}", recipe.learning_rate, start,
+                     zeros])
+    return table(["recipe", "parameters", "activation", "data", "images a step", "steps",
+                  "learning rate", "from", "zeros aimed at"], rows)
+
+
 TABLES = {
     "networks": networks,
+    "recipes": training_recipes,
     "parameters": parameters,
     "registers": register_map,
     "descriptor": descriptor_fields,
