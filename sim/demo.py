@@ -7,44 +7,22 @@ import time
 
 from rich.table import Table
 
-from golden import pictures, quantize, trace
+from golden import pictures, quality, quantize, trace
 from golden.checkpoint import replace_file
-from golden.sampler import draw_noise, evaluations, sample
+from golden.sampler import draw_noise, evaluations
 from hw import config as presets
 from hw import verilog
 from sim import simulate
 from sim.progress import task
 from sim.sampling import layer_calls, select_layers, thresholds_for
 
-__all__ = ["IMAGES", "EVALUATIONS", "compare_images", "draw_samples", "run_layers",
+__all__ = ["IMAGES", "EVALUATIONS", "draw_samples", "run_layers",
            "layer_table", "cycles_by_format", "cycles_table", "demo"]
 
 IMAGES = 8
 EVALUATIONS = (0, 17, 34)   # the first, one in the middle and the last of 35
 PRODUCTS = {"A4U": 1, "A4S": 1, "MX8": 4, "IN16": 8}   # 4-bit products in a MAC
 FORMATS = {"A4U": "W4A4", "A4S": "W4A4", "MX8": "MXINT8", "IN16": "MXINT8"}
-
-
-def compare_images(model, noise, steps=None):
-    """Float images, quantized images from the same noise, and the SQNR of every evaluation in dB.
-
-    The SQNR is that of the quantized denoiser at the states of the float run.
-    """
-    steps = steps or model.steps
-    ratios = []
-
-    def denoise(x, sigma):
-        right = model.float_model(x, sigma)
-        ratios.append(quantize.sqnr(right, model(x, sigma)))
-        return right
-
-    total = len(evaluations(steps))
-    with simulate.one_thread():
-        with task("sampling in float, and the quantization's error", total) as advance:
-            floats = sample(denoise, noise, steps, advance)
-        with task("sampling quantized", total) as advance:
-            quantized = sample(model, noise, steps, advance)
-    return floats, quantized, ratios
 
 
 def draw_samples(model, source, path, count, seed=0, steps=None):
@@ -54,7 +32,9 @@ def draw_samples(model, source, path, count, seed=0, steps=None):
     """
     steps = steps or model.steps
     noise = draw_noise(count, model.architecture, seed)
-    floats, quantized, ratios = compare_images(model, noise, steps)
+    total = 2 * len(evaluations(steps))
+    with simulate.one_thread(), task("sampling, float and quantized", total) as advance:
+        floats, quantized, ratios = quality.compare(model, noise, steps, advance)
     name = str(source).rpartition("/")[2].removesuffix(".safetensors")
     pictures.samples(path, {"float": floats, "quantized": quantized},
                      f"{name}: {count} images, seed {seed}, {steps} Heun steps")
@@ -175,7 +155,7 @@ def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
     seed : of the images; the layers are those of the first one
     """
     began = time.monotonic()
-    model = quantize.load(source)
+    model = quantize.load_executable(source)
     config, dense = presets.load(preset), presets.load(yardstick)
     names = select_layers(layers, model)
     with task(f"Verilog of {config.name}"):

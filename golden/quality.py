@@ -1,0 +1,518 @@
+"""Quality of quantized denoisers: paired errors, denoising loss, Fréchet distance, with intervals.
+
+Every figure is an `Estimate`: a value and a bootstrap interval over images. Rows that are compared
+share noise, held-out images and resamples, so that their differences are paired. What each figure
+means is in ``docs/quality.md``.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import pathlib
+
+import safetensors
+import safetensors.torch
+import torch
+from rich.table import Table
+
+from golden import data, quantize
+from golden.checkpoint import replace_file
+from golden.quantized_network import evaluate
+from golden.sampler import HEUN, STEPS, draw_noise, evaluations, sample
+from golden.train import P_MEAN, P_STD, edm_loss
+
+__all__ = ["LEVELS", "Estimate", "Row", "Reference", "Held", "resamples", "interval", "sqnr",
+           "sqnr_gain", "psnr", "relative", "frechet", "moments", "hold", "losses", "samples",
+           "compare", "in_integers", "measure", "table", "markdown"]
+
+BATCH = 50                  # images sampled, or denoised, at once
+LEVELS = (0.05, 0.2, 0.5, 1.0, 3.0, 10.0)    # noise levels of the loss
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+LOGNORMAL = "lognormal"     # EDM's distribution of noise levels in training
+
+
+# Intervals.
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure and the bounds of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_list(self):
+        """[value, low, high], each with 6 significant digits; None in place of infinity."""
+        return [float(f"{number:.6g}") if math.isfinite(number) else None
+                for number in (self.value, self.low, self.high)]
+
+
+def resamples(count, number=RESAMPLES, seed=0):
+    """How often each of `count` images is in each bootstrap resample: (number, count) float64.
+
+    Rows of the same `count`, `number` and `seed` get the same resamples.
+    """
+    if count < 2:
+        raise ValueError(f"images of an interval must be at least 2, not {count!r}")
+    if number < 10:
+        raise ValueError(f"resamples must be at least 10, not {number!r}")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(count, (number, count), generator=generator)
+    return torch.zeros(number, count, dtype=torch.float64).scatter_add_(
+        1, chosen, torch.ones(number, count, dtype=torch.float64))
+
+
+def interval(value, replicates, confidence=CONFIDENCE):
+    """Estimate of `value` from its bootstrap `replicates` (R,).
+
+    The bounds are the percentiles of the replicates, moved by value - mean: a resample has fewer
+    distinct images than the sample, which shifts a Fréchet distance up and leaves means alone.
+    """
+    if not math.isfinite(value):
+        return Estimate(value, value, value)
+    tail = (1 - confidence) / 2
+    bounds = torch.quantile(replicates.double(), torch.tensor([tail, 1 - tail],
+                                                              dtype=torch.float64))
+    low, high = (bounds - replicates.double().mean() + value).tolist()
+    return Estimate(value, low, high)
+
+
+def decibels(signal, error):
+    """10 log10(signal / error), infinite without error."""
+    return 10 * (signal / error).log10()
+
+
+def sqnr(reference, other, weights):
+    """Estimate of the SQNR in dB of images `other` (N, ...), paired with `reference`.
+
+    Signal and error are sums over all images; `weights` are `resamples`.
+    """
+    signal, error = squares(reference), squares(reference - other)
+    return interval(decibels(signal.sum(), error.sum()).item(),
+                    decibels(weights @ signal, weights @ error))
+
+
+def sqnr_gain(reference, other, another, weights):
+    """Estimate of the SQNR in dB of `another` less that of `other`, paired."""
+    errors = squares(reference - other), squares(reference - another)
+    return interval(decibels(errors[0].sum(), errors[1].sum()).item(),
+                    decibels(weights @ errors[0], weights @ errors[1]))
+
+
+def psnr(reference, other, weights):
+    """Estimate of the PSNR in dB of images in [-1, 1], from the mean error of all images."""
+    error = squares(reference - other) / reference[0].numel()
+    count = weights.new_tensor(len(error))
+    return interval(decibels(4 * count, error.sum()).item(),
+                    decibels(4 * count, weights @ error))
+
+
+def squares(images):
+    """Sum of squares of each image (N, ...), float64."""
+    return images.double().flatten(1).square().sum(1)
+
+
+def mean(values, weights):
+    """Estimate of the mean of `values` (N,)."""
+    return interval(values.double().mean().item(), weights @ values.double() / len(values))
+
+
+def relative(values, reference, weights):
+    """Estimate of mean(values) / mean(reference) - 1 of paired (N,)."""
+    values, reference = values.double(), reference.double()
+    return interval((values.sum() / reference.sum()).item() - 1,
+                    (weights @ values) / (weights @ reference) - 1)
+
+
+# Fréchet distance.
+
+def moments(features):
+    """Mean (D,) and covariance (D, D) of `features` (N, D), float64, over N - 1.
+
+    Raises ValueError unless N is larger than D.
+    """
+    count, size = features.shape
+    if count <= size:
+        raise ValueError(f"samples must be more than {size}, the features of an image, "
+                         f"not {count!r}")
+    features = features.double()
+    average = features.mean(0)
+    centred = features - average
+    return average, centred.T @ centred / (count - 1)
+
+
+def square_root(matrix):
+    """Symmetric square root of a symmetric positive semidefinite matrix, by eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+
+def frechet(mean1, covariance1, mean2, covariance2, root1=None):
+    """Fréchet distance of two Gaussians, |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2), in float64.
+
+    The trace of the root is that of (C1^1/2 C2 C1^1/2)^1/2, which is symmetric: its eigenvalues
+    are real, and those that rounding makes negative count as 0. `mean2` (..., D) and `covariance2`
+    (..., D, D) may have leading dimensions; `root1` is `square_root` of `covariance1`.
+    """
+    root1 = square_root(covariance1) if root1 is None else root1
+    inner = root1 @ covariance2 @ root1
+    roots = torch.linalg.eigvalsh((inner + inner.mT) / 2).clamp(min=0).sqrt().sum(-1)
+    traces = (covariance1.diagonal().sum()
+              + covariance2.diagonal(dim1=-2, dim2=-1).sum(-1))
+    return (mean1 - mean2).square().sum(-1) + traces - 2 * roots
+
+
+class Reference:
+    """Features of real images, to which Fréchet distances are taken.
+
+    Their own sampling error is no part of any interval: all rows share it.
+    """
+
+    def __init__(self, features):
+        self.mean, self.covariance = moments(features)
+        self.root = square_root(self.covariance)
+
+    def distance(self, features):
+        """Fréchet distance of `features` (N, D) to the reference."""
+        return frechet(self.mean, self.covariance, *moments(features), self.root).item()
+
+    def replicates(self, features, weights):
+        """Distances (R,) of the resamples `weights` (R, N) of `features`."""
+        moments(features)          # checks their number
+        origin = features.mean(0)
+        centred, count = features - origin, len(features)
+        found = []
+        for part in weights.split(max(1, (1 << 24) // centred.numel())):
+            averages = part @ centred / count                                    # (r, D)
+            products = (part[:, :, None] * centred).mT @ centred                 # (r, D, D)
+            products -= count * averages[:, :, None] * averages[:, None, :]
+            found.append(frechet(self.mean, self.covariance, origin + averages,
+                                 products / (count - 1), self.root))
+        return torch.cat(found)
+
+
+# Denoising loss.
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Held-out images with the noise that every row gets to remove.
+
+    Members
+    -------
+    images : (N, C, H, W) in [-1, 1]
+    sigmas, noises : by noise level, "lognormal" first, (N,) and (N, C, H, W)
+    """
+
+    images: torch.Tensor
+    sigmas: dict
+    noises: dict
+
+
+def hold(images, low, high, levels=LEVELS, seed=0):
+    """Held for `images` (N, C, H, W): EDM's lognormal levels within `low`..`high`, and `levels`."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = (torch.randn(len(images), generator=generator) * P_STD + P_MEAN).exp()
+    sigmas = {LOGNORMAL: drawn.clamp(low, high)}
+    sigmas |= {f"{level:g}": torch.full((len(images),), float(level)) for level in levels}
+    noises = {name: torch.randn(images.shape, generator=generator) for name in sigmas}
+    return Held(images, sigmas, noises)
+
+
+@torch.no_grad()
+def losses(denoise, held, sigma_data, progress=None):
+    """EDM's loss of every image, (N,) float64 by noise level; `progress` () once a batch."""
+    class Stand:
+        def __call__(self, x, sigma):
+            return denoise(x, sigma)
+
+    stand, found = Stand(), {}
+    stand.sigma_data = sigma_data
+    for name, sigma in held.sigmas.items():
+        parts = []
+        for batch in zip(*(value.split(BATCH) for value in
+                           (held.images, sigma, held.noises[name]))):
+            parts.append(edm_loss(stand, *batch).double())
+            if progress is not None:
+                progress()
+        found[name] = torch.cat(parts)
+    return found
+
+
+# Samples.
+
+@torch.no_grad()
+def fingerprint(denoise, architecture):
+    """A digest of what `denoise` does to one noise at two noise levels.
+
+    It changes with weights, formats and code, and may change with the machine.
+    """
+    digest, noise = hashlib.sha256(), draw_noise(1, architecture, 0)
+    for sigma in (5.0, 0.3):
+        digest.update(denoise(sigma * noise, sigma).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def samples(denoise, architecture, count, *, seed=0, steps=STEPS, sampler=HEUN, folder=None,
+            progress=None):
+    """Images (count, C, H, W) from the first `count` noises of `seed`, in batches.
+
+    With `folder`, each batch is kept there and found again by a later call with the same denoiser,
+    seed, steps and sampler, so that an interrupted run goes on. `progress` () is called once an
+    evaluation of a batch.
+    """
+    total = len(evaluations(steps, sampler))
+    if folder is not None:
+        identity = fingerprint(denoise, architecture)
+        run = hashlib.sha256(f"{seed} {steps} {sampler}".encode()).hexdigest()[:8]
+        folder = pathlib.Path(folder) / f"{identity}-{run}"
+        folder.mkdir(parents=True, exist_ok=True)
+    noise, found = draw_noise(count, architecture, seed), []
+    for first in range(0, count, BATCH):
+        part = noise[first:first + BATCH]
+        path = folder and folder / f"{first:06d}-{first + len(part):06d}.safetensors"
+        images = kept(path, part.shape) if path else None
+        if images is None:
+            images = sample(denoise, part, steps, lambda *_: progress and progress(),
+                            sampler=sampler)
+            if path:
+                content = safetensors.torch.save({"images": images})
+                replace_file(path, lambda temporary, content=content:
+                             temporary.write_bytes(content))
+        else:
+            for _ in range(total if progress else 0):
+                progress()
+        found.append(images)
+    return torch.cat(found)
+
+
+def kept(path, shape):
+    """Images of a batch's file, or None if there is no whole one of `shape`."""
+    try:
+        images = safetensors.torch.load_file(path)["images"]
+    except (OSError, KeyError, safetensors.SafetensorError):
+        return None
+    return images if images.shape == shape and images.dtype == torch.float32 else None
+
+
+def compare(model, noise, steps=None, progress=None):
+    """Float images, quantized images from the same noise, and the SQNR of every evaluation in dB.
+
+    The SQNR is that of the quantized denoiser at the states of the float run. `progress` () is
+    called before each evaluation of both runs.
+    """
+    steps = steps or model.steps
+    ratios = []
+
+    def denoise(x, sigma):
+        right = model.float_model(x, sigma)
+        ratios.append(quantize.sqnr(right, model(x, sigma)))
+        return right
+
+    def advance(*_):
+        if progress is not None:
+            progress()
+
+    floats = sample(denoise, noise, steps, advance)
+    return floats, sample(model, noise, steps, advance), ratios
+
+
+def in_integers(model):
+    """A denoiser that runs the QuantizedModel `model` in exact integers, image by image.
+
+    It takes the noise levels of the model's schedule only, and sigma for all images or for each.
+    """
+    numbers = {}
+    for evaluation in evaluations(model.steps):
+        numbers.setdefault(torch.tensor(evaluation.sigma, dtype=torch.float32).item(),
+                           evaluation.index)
+
+    def denoise(x, sigma):
+        sigmas = torch.as_tensor(sigma, dtype=torch.float32).expand(len(x)).tolist()
+        for value in sigmas:
+            if value not in numbers:
+                raise ValueError(f"sigma must be a noise level of the schedule of {model.steps} "
+                                 f"steps, not {value!r}")
+        return torch.cat([evaluate(model, image[None], numbers[value]).denoised
+                          for image, value in zip(x, sigmas)])
+
+    return denoise
+
+
+# The table.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A denoiser to measure.
+
+    Members
+    -------
+    name : what it is, unique among the rows
+    denoise : callable (x, sigma) -> image, like the Precond that it stands for
+    architecture : of its network
+    base : name of the row of the same network in float, for paired errors; None for that itself
+    count : samples
+    facts : JSON values that go into the results; after the samples, those of `after`
+    after : callable () -> dict, called when the row's samples and losses are done, or None
+    """
+
+    name: str
+    denoise: object
+    architecture: object
+    base: str = None
+    count: int = 1000
+    facts: dict = dataclasses.field(default_factory=dict)
+    after: object = None
+
+
+@contextlib.contextmanager
+def silent(text, total=None):
+    """What `measure` shows its progress by, if nothing else is given."""
+    yield lambda *_: None
+
+
+def measure(rows, held, extractor, reference, *, seed=0, steps=STEPS, sampler=HEUN, folder=None,
+            number=RESAMPLES, task=silent):
+    """Measure `rows`, of which the first is the reference; returns results and images.
+
+    Parameters
+    ----------
+    rows : list of Row; a base comes before the rows that name it
+    held : Held
+    extractor : golden.features.Extractor
+    reference : Reference of features of real images
+    seed, steps, sampler : of the samples
+    folder : keeps samples, see `samples`
+    number : of bootstrap resamples
+    task : context manager like `sim.progress.task`
+
+    Returns a list of dicts of JSON values, one a row, and the samples by row. Figures are
+    [value, low, high]. ``frechet_relative`` compares the same number of samples, from the same
+    seeds, of row and reference; `Reference` is the same for all.
+    """
+    check(rows)
+    loss_weights = resamples(len(held.images), number, seed)
+    weights = {count: resamples(count, number, seed) for count in {row.count for row in rows}}
+    images, vectors, lost, replicates, results = {}, {}, {}, {}, []
+    for row in rows:
+        evaluated = -(-row.count // BATCH) * len(evaluations(steps, sampler))
+        with task(f"{row.count} samples of {row.name}", evaluated) as advance:
+            images[row.name] = samples(row.denoise, row.architecture, row.count, seed=seed,
+                                       steps=steps, sampler=sampler, folder=folder,
+                                       progress=advance)
+        batches = -(-len(held.images) // BATCH) * len(held.sigmas)
+        with task(f"loss of {row.name}", batches) as advance:
+            lost[row.name] = losses(row.denoise, held, row.architecture.sigma_data, advance)
+        vectors[row.name] = extractor.features(data.to_pixels(images[row.name]), BATCH)
+        first = rows[0].name
+        result = {"name": row.name, "base": row.base, "samples": row.count, **row.facts,
+                  **(row.after() if row.after else {})}
+        for name, other in (("", row.base), ("reference_", first)):
+            if other is not None and other != row.name:
+                count = min(row.count, len(images[other]))
+                pair = images[other][:count], images[row.name][:count]
+                if count not in weights:
+                    weights[count] = resamples(count, number, seed)
+                result[f"{name}sqnr_db"] = sqnr(*pair, weights[count]).as_list()
+                result[f"{name}psnr_db"] = psnr(*pair, weights[count]).as_list()
+        result["loss"] = {name: mean(value, loss_weights).as_list()
+                          for name, value in lost[row.name].items()}
+        result["loss_relative"] = {
+            name: relative(value, lost[first][name], loss_weights).as_list()
+            for name, value in lost[row.name].items()}
+        result |= distances(row, first, reference, vectors, weights, replicates)
+        results.append(result)
+    return results, images
+
+
+def distances(row, first, reference, vectors, weights, replicates):
+    """``frechet`` and ``frechet_relative`` of a row; `replicates` keeps those of the first."""
+    count = row.count
+    own = vectors[row.name]
+    value, found = reference.distance(own), reference.replicates(own, weights[count])
+    if row.name == first:
+        replicates[count] = value, found
+    if count not in replicates:
+        other = vectors[first][:count]
+        replicates[count] = (reference.distance(other),
+                             reference.replicates(other, weights[count]))
+    other, others = replicates[count]
+    return {"frechet": interval(value, found).as_list(),
+            "frechet_relative": interval(value / other - 1, found / others - 1).as_list()}
+
+
+def check(rows):
+    """Raise ValueError unless `rows` can be measured together."""
+    names = [row.name for row in rows]
+    for n, row in enumerate(rows):
+        if row.name in names[:n]:
+            raise ValueError(f"rows must have different names, not two {row.name!r}")
+        if row.base is not None and row.base not in names[:n]:
+            raise ValueError(f"base of {row.name} must be an earlier row, not {row.base!r}")
+        shape, first = ((item.architecture.img_channels, item.architecture.resolution)
+                        for item in (row, rows[0]))
+        if shape != first:
+            raise ValueError(f"images of {row.name} must be like those of {rows[0].name}, "
+                             f"{first[0]} channels of {first[1]} pixels, not {shape}")
+        if row.count > rows[0].count:
+            raise ValueError(f"samples of {row.name} must be at most those of {rows[0].name}, "
+                             f"{rows[0].count}, not {row.count!r}")
+
+
+def show(figure, digits=1, scale=1.0, sign=""):
+    """A figure of the results as text: value and interval; empty without one."""
+    if figure is None:
+        return ""
+    if figure[0] is None:
+        return "inf"
+    value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in figure)
+    return f"{value} ({low} to {high})"
+
+
+def percent(figure):
+    return show(figure, 1, 100, "+")
+
+
+HEAD = ("format", "samples", "zeros", "MXINT8 MACs", "SQNR dB", "loss", "loss to reference %",
+        "Fréchet", "Fréchet to reference %")
+
+
+def cells(result):
+    """Cells of the table's row of a result of `measure`, under `HEAD`."""
+    shares = [f"{result[name]:.1%}" if result.get(name) is not None else ""
+              for name in ("zero_fraction", "mxint8_share")]
+    loss, excess = result["loss"][LOGNORMAL], result["loss_relative"][LOGNORMAL]
+    return [result["name"], str(result["samples"]), *shares, show(result.get("sqnr_db")),
+            show(loss, 4), percent(excess), show(result["frechet"], 3),
+            percent(result["frechet_relative"])]
+
+
+def table(report):
+    """The figures of a report, for rich."""
+    made = Table(*HEAD, title=report["distance"], caption_justify="left")
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for result in report["rows"]:
+        made.add_row(*cells(result))
+    floor = report["training_images"]
+    made.add_row("training images", str(floor["samples"]), *[""] * 5, show(floor["frechet"], 3))
+    return made
+
+
+def markdown(report):
+    """Two Markdown tables of a report: the figures, and the relative loss by noise level."""
+    results, floor = report["rows"], report["training_images"]
+    lines = [line(HEAD), "|" + "---|" * len(HEAD), *(line(cells(item)) for item in results),
+             line(("training images", str(floor["samples"]), *[""] * 5,
+                   show(floor["frechet"], 3), ""))]
+    levels = [name for name in results[0]["loss"] if name != LOGNORMAL]
+    lines += ["", line(("loss to reference %, at sigma", *levels)),
+              "|" + "---|" * (len(levels) + 1)]
+    lines += [line((item["name"], *(percent(item["loss_relative"][level]) for level in levels)))
+              for item in results[1:]]
+    return "\n".join(lines) + "\n"
+
+
+def line(texts):
+    return "| " + " | ".join(texts) + " |"
