@@ -46,6 +46,12 @@ OPTIONS = {
     "dropout": 0.0, "attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": None,
     "norm_eps": 1e-5, "resnet_time_scale_shift": "default", "add_attention": True,
 }
+# Our fields for diffusers' options, where their names differ and one follows from the other.
+FIELDS = {"sample_size": "resolution", "in_channels": "img_channels",
+          "block_out_channels": "model_channels", "layers_per_block": "num_blocks",
+          "attention_head_dim": "channels_per_head", "freq_shift": "embedding_shift",
+          "flip_sin_to_cos": "cosine_first", "norm_num_groups": "norm_groups",
+          "add_attention": "middle_attention", "num_train_timesteps": "timesteps"}
 IGNORED = ("num_train_timesteps",)   # of a learned embedding of the time, which ONLY excludes
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
             "beta_schedule": "linear", "prediction_type": "epsilon"}
@@ -224,7 +230,7 @@ def architecture(path, given, fields):
             norm_eps=options["norm_eps"], dropout=options["dropout"],
             downsample_padding=options["downsample_padding"], **fields)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{path}: {pickled.renamed(error, FIELDS)}") from None
 
 
 def parameter_names(a):

@@ -78,18 +78,17 @@ def architecture(given):
     TypeError, ValueError
         If an argument is missing, unknown or has a value that is not supported; names it.
     """
-    given = {name: plain(short(name), value) for name, value in given.items()}
-    values = {**PRECOND, **given}
-    kind = values["model_type"]
-    if kind not in MODELS:
-        raise ValueError(f"model_type must be one of {', '.join(MODELS)}, not {kind!r}")
-    values = {**PRECOND, **MODELS[kind], **given}
-    for name in REQUIRED:
-        if name not in values:
-            raise ValueError(f"argument {name} is missing")
-    for name in values:
+    kind = given.get("model_type", PRECOND["model_type"])
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise ValueError(f"model_type must be one of {', '.join(MODELS)}, not {short(kind)}")
+    for name in given:
         if name not in (*REQUIRED, *PRECOND, *MODELS[kind]):
             raise ValueError(f"argument {short(name)} must not be there: {kind} has no such one")
+    for name in REQUIRED:
+        if name not in given:
+            raise ValueError(f"argument {name} is missing")
+    values = {**PRECOND, **MODELS[kind],
+              **{name: plain(name, value) for name, value in given.items()}}
     if not isinstance(values["use_fp16"], bool):
         raise TypeError(f"use_fp16 must be a bool, not {values['use_fp16']!r}")
     for name, low, high in (("sigma_min", 0, 0.002), ("sigma_max", 80, math.inf),
@@ -101,14 +100,9 @@ def architecture(given):
     fields = {FIELDS.get(name, name): value for name, value in values.items()
               if name not in ("use_fp16", "sigma_min", "sigma_max", "label_dropout", "model_type")}
     try:
-        found = Architecture(activation="silu", middle_attention=True, **FIXED[kind], **fields)
+        return Architecture(activation="silu", middle_attention=True, **FIXED[kind], **fields)
     except (TypeError, ValueError) as error:
-        text = str(error)
-        for name, ours in FIELDS.items():
-            if text.startswith(f"{ours} "):
-                text = name + text[len(ours):]
-        raise type(error)(text) from None
-    return found
+        raise pickled.renamed(error, FIELDS) from None
 
 
 def arguments(a):

@@ -22,8 +22,8 @@ import torch
 
 from golden.checkpoint import ModelError
 
-__all__ = ["Module", "Tensor", "TENSORS", "is_torch_file", "is_pickle", "load", "read", "short",
-           "state_dict", "value_of"]
+__all__ = ["Module", "Tensor", "TENSORS", "is_torch_file", "is_pickle", "load", "read", "renamed",
+           "short", "state_dict", "value_of"]
 
 # The largest published EDM network (imagenet64) takes 1.2 GB in float32.
 FILE_BYTES = 4 << 30
@@ -51,6 +51,18 @@ def short(value):
         text = repr(value) if not isinstance(value, str) else repr(value[:60])
         return text if len(text) <= 60 else f"{text[:57]}..."
     return f"a {type(value).__name__}"
+
+
+def renamed(error, names):
+    """`error`, whose text begins with the name of a field, with the file's name for that field.
+
+    `names` maps the file's names to the fields.
+    """
+    text = str(error)
+    for name, field in names.items():
+        if text.startswith(f"{field} "):
+            return type(error)(name + text[len(field):])
+    return error
 
 
 @dataclasses.dataclass(frozen=True)
