@@ -145,32 +145,41 @@ def info(model: Model, json_file: Json = None):
     """Print what a model is: its origin, and size, work and shape of every layer."""
     from rich.table import Table
 
-    from golden.checkpoint import load_model
-    from golden.network import layer_shapes
-    from golden.quantize import formats, resolve
+    from golden.load import load
+    from golden.network import layer_shapes, macs
 
-    network, record = load_model(resolve(model))
-    shapes = layer_shapes(network.unet)
-    chosen = formats(network.unet)
+    network, record = load(model)
+    shapes, work = layer_shapes(network.unet), macs(network.unet)
+    head = record.get("quantized") or {"layers": {}}
+    formats = {name: layer["format"] for name, layer in head["layers"].items()}
     total = sum(shape.macs for shape in shapes)
     facts = {
         "parameters": sum(value.numel() for value in network.parameters()),
         "macs": total,
+        "macs_by_kind": work,
+        "architecture": dataclasses.asdict(network.architecture),
         "layers": [{**dataclasses.asdict(shape), "macs": shape.macs,
-                    "format": chosen[shape.name].name} for shape in shapes],
+                    "format": formats.get(shape.name)} for shape in shapes],
         "record": record,
     }
     if json_file:
         _write_json(json_file, facts)
     origin = ", ".join(f"{name} {value}" for name, value in record.items()
-                       if name not in ("architecture", "quantized") and value is not None)
-    print(f"{origin}\n{facts['parameters']:,} parameters, {total:,} MACs an evaluation")
+                       if name != "kind" and isinstance(value, (str, int, float)))
+    for name in ("path", "sha256"):
+        if name in record.get("origin", {}):
+            origin += f"{', ' if origin else ''}{name} {record['origin'][name]}"
+    policy = head.get("policy", {}).get("name", "mixed") if formats else None
+    print(f"{origin}\n{facts['parameters']:,} parameters; {work['total'] / 1e9:.2f} GMACs an"
+          f" evaluation, {work['convolution'] / 1e9:.2f} in layers,"
+          f" {work['attention'] / 1e9:.2f} in attention;"
+          f" {f'quantized by policy {policy}' if formats else 'float'}")
     table = Table("layer", "format", "channels", "outputs", "pixels", "kernel", "MACs", "share")
     for column in table.columns[2:]:
         column.justify = "right"
     for shape in shapes:
-        table.add_row(shape.name, chosen[shape.name].name, " + ".join(map(str, shape.segments)),
-                      str(shape.cout),
+        table.add_row(shape.name, formats.get(shape.name, "float"),
+                      " + ".join(map(str, shape.segments)), str(shape.cout),
                       f"{shape.height}x{shape.width}", f"{shape.kernel}x{shape.kernel}",
                       f"{shape.macs:,}", f"{shape.macs / total:.1%}")
     _print_table(table)
@@ -240,21 +249,50 @@ def train(
 
 @app.command()
 def quantize(
-    model: Model,
+    model: Annotated[str, typer.Argument(
+        help="Name of a shipped model, or path of a model file, an EDM file or diffusers' folder."
+    )],
     out: Annotated[Path, typer.Option(help="File for the quantized model.")],
-    images: Annotated[int, typer.Option(min=1, help="Images of the calibrating run.")] = 16,
+    policy: Annotated[str, typer.Option(
+        help="fp16, int8, mxint8, int4, int4-channel, int4-vsq, int4-fp8, uint4-fp8 or mixed."
+    )] = "mixed",
+    mxint8: Annotated[str | None, typer.Option(
+        help="Layers in MXINT8 beside a 4-bit policy: paper, none, auto (the most sensitive), or"
+             " names or globs between commas; by default what is best for mixed, else none."
+    )] = None,
+    budget: Annotated[float | None, typer.Option(
+        min=0, max=1, help="Share of the MACs that auto may put into MXINT8."
+    )] = None,
+    images: Annotated[int | None, typer.Option(
+        min=1, help="Images of the calibrating run; by default 16, fewer for large networks."
+    )] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of that run.")] = 0,
     steps: Annotated[
         int, typer.Option(min=1, help="Heun steps of that run, and of the schedule it is for.")
     ] = 18,
+    label: Annotated[int | None, typer.Option(
+        min=0, help="Class that the file is for, if the network has classes."
+    )] = None,
+    picture: Annotated[Path | None, typer.Option(
+        help="PNG file for the sensitivity of each layer, with --mxint8 auto."
+    )] = None,
     json_file: Json = None,
 ):
-    """Quantize a float model to W4A4 and MXINT8, with scales from a sampling run of its own."""
+    """Quantize a float model by a policy, with scales from a sampling run of its own."""
+    import resource
+
+    from rich.table import Table
+
     from golden import quantize as quantizer
     from sim.progress import task
 
     quantizer.resolve(model)
-    _output_folder(out.parent)
+    if picture is not None and quantizer.rule(policy, mxint8) != "auto":
+        raise ValueError("picture must be given with --mxint8 auto only, not "
+                         f"{quantizer.rule(policy, mxint8)!r}")
+    for file in filter(None, (out, picture, json_file)):
+        _output_folder(file.parent)
+    began = time.monotonic()
     with task(f"quantizing {model}", 100) as advance:
         done = 0
 
@@ -264,15 +302,39 @@ def quantize(
                 advance()
                 done += 1
 
-        quantized = quantizer.quantize(model, images=images, seed=seed, steps=steps,
-                                       progress=progress)
+        quantized = quantizer.quantize(
+            model, policy=policy, mxint8=mxint8, budget=budget, images=images, seed=seed,
+            steps=steps, label=label, progress=progress)
     quantizer.save(quantized, out)
-    zeros = quantizer.zero_fraction(quantized)
+    seconds = time.monotonic() - began
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results = {"model": str(out), **quantizer.summary(quantized), "formats": quantized.formats}
+    if quantized.policy.executable:
+        results["zero_fraction"] = round(quantizer.zero_fraction(quantized), 4)
+    if picture:
+        from golden import pictures
+
+        pictures.sensitivity(picture, quantized)
     if json_file:
-        _write_json(json_file, {
-            "model": str(out), "zero_fraction": round(zeros, 4),
-            "formats": {name: item.format.name for name, item in quantized.layers.items()}})
-    print(f"{out}: {len(quantized.layers)} layers, {zeros:.1%} zero activations in W4A4 layers")
+        _write_json(json_file, {**results, "seconds": round(seconds, 1),
+                                "peak_memory_mib": round(memory)})
+    table = Table("layer", "format", "bits an activation", "bits a weight", "SQNR dB", "MACs",
+                  "share")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for layer in results["layers"]:
+        ratio = layer["sqnr_db"]
+        table.add_row(layer["name"], layer["format"], f"{layer['activation_bits']:.2f}",
+                      f"{layer['weight_bits']:.2f}", "-" if ratio is None else f"{ratio:.1f}",
+                      f"{layer['macs']:,}", f"{layer['macs'] / results['macs']:.1%}")
+    _print_table(table)
+    zeros = (f", {results['zero_fraction']:.1%} zero activations in W4A4 layers"
+             if "zero_fraction" in results else "")
+    print(f"{out}: policy {policy}, {len(results['layers'])} layers,"
+          f" {results['mxint8']:.1%} of the MACs in MXINT8{zeros}\n"
+          f"saved against FP16: {results['compute_saved']:.1%} of compute (linear in bits),"
+          f" {results['memory_saved']:.1%} of memory (weights and inputs with scales)\n"
+          f"{seconds:.0f} s, peak memory {memory:,.0f} MiB")
 
 
 @app.command()
@@ -333,7 +395,7 @@ def simulate(
     from sim import demo, sampling
 
     choices = config.load(preset)
-    quantized = quantizer.load(model)
+    quantized = quantizer.load_executable(model)
     wanted = sampling.parse_evaluations(evaluations, quantized)
     names = sampling.select_layers(layers, quantized)
     limits = sampling.thresholds_for(quantized, choices, threshold)
@@ -401,7 +463,7 @@ def trace(
 
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in 0..1, not {threshold!r}")
-    quantized = quantizer.load(model)
+    quantized = quantizer.load_executable(model)
     for file in filter(None, (out, json_file)):
         _output_folder(file.parent)
     folder = pictures and _output_folder(pictures)

@@ -11,7 +11,7 @@ from golden.checkpoint import replace_file
 from golden.data import to_pixels
 
 __all__ = ["LAYERS", "samples", "sparsity", "channels_by_time", "zero_statistics", "expected_work",
-           "tradeoff"]
+           "tradeoff", "sensitivity"]
 
 LAYERS = 5   # of `sparsity`, if none are named
 
@@ -240,7 +240,38 @@ def tradeoff(path, points, limit=None):
     axis.set_xlabel("zero codes in 4-bit layers, % of their MACs, mean of a sampling run")
     axis.set_ylabel("EDM loss over the baseline's, %")
     axis.grid(alpha=0.3)
+    axis.margins(x=0.12)
     axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def sensitivity(path, model):
+    """Draw each layer's SQNR alone in 4 bits, its share of the MACs, and those chosen for MXINT8.
+
+    `model` is a quantized model whose record has the sensitivities of `golden.sensitivity`.
+    """
+    chosen = model.record["mxint8"]
+    found, budget = chosen["sensitivity"], chosen["budget"]
+    names = [item["name"] for item in found]
+    total = sum(item["macs"] for item in found)
+    shares = [100 * item["macs"] / total for item in found]
+    colours = ["tab:orange" if model.formats[name] == "MX8" else "tab:blue" for name in names]
+    figure = Figure(figsize=(max(7.0, 0.2 * len(names) + 1.5), 6.0), dpi=110, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    spent = sum(share for share, colour in zip(shares, colours) if colour == "tab:orange")
+    figure.suptitle(f"One layer at a time in 4 bits, the others in float; orange: in MXINT8, "
+                    f"{spent:.1f} % of the MACs, budget {100 * budget:.1f} %", fontsize=10)
+    places = np.arange(len(names))
+    # Layers of no error at all have no ratio: a gap.
+    ratios = [np.nan if item["sqnr_db"] is None else item["sqnr_db"] for item in found]
+    above.scatter(places, ratios, c=colours, s=22)
+    above.vlines(places, np.nanmin(ratios) - 1, ratios, colors=colours, linewidth=1)
+    above.set_ylabel("SQNR of the network's output, dB", fontsize=9)
+    above.grid(axis="y", alpha=0.3)
+    below.bar(places, shares, color=colours)
+    below.set_ylabel("% of the MACs", fontsize=9)
+    below.set_xticks(places, names, rotation=90, fontsize=6)
+    below.set_xlim(-0.8, len(names) - 0.2)
     save(figure, path)
 
 

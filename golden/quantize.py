@@ -1,4 +1,4 @@
-"""From a float denoiser to a QuantizedModel: which layer gets which format, calibration, files.
+"""From a float denoiser to a quantized one: calibration, constants, what it saves, files.
 
 Calibration needs no data set: it observes a sampling run of the float network.
 """
@@ -7,156 +7,159 @@ import dataclasses
 import math
 
 import torch
-from torch.nn import functional
 
-from golden import a4, detector, epilogue, mxint8, w4
+from golden import a4, detector, epilogue, mxint8, sensitivity, w4
+from golden import policy as policies
 from golden.checkpoint import QUANTIZED, ModelError, load_model, read_file, save_model
+from golden.fake import (
+    HEADROOM, FakeQuantized, calibrate, executing, layer_sqnr, levels, one_hot, sqnr)
 from golden.load import load as load_float
 from golden.load import resolve, shipped
-from golden.network import layer_shapes
+from golden.network import build, layer_shapes, macs
+from golden.policy import hosted
 from golden.quantized_network import (
-    RESIZED_GAIN, Y_UNIT, QuantizedLayer, QuantizedModel, centred, executing, exponent_below)
+    RESIZED_GAIN, Y_UNIT, QuantizedLayer, QuantizedModel, exponent_below)
 from golden.requantizer import Format
-from golden.sampler import STEPS, draw_noise, evaluations, sample
+from golden.sampler import STEPS, Sampler, draw_noise, sample
 
-__all__ = ["formats", "quantize", "save", "load", "resolve", "shipped", "balance", "fixed",
-           "zero_counts", "zero_fraction", "sqnr", "denoiser_sqnr"]
+__all__ = ["formats", "rule", "quantize", "quantize_model", "summary", "save", "load",
+           "load_executable", "resolve", "shipped", "balance", "fixed", "zero_counts",
+           "zero_fraction", "sqnr", "denoiser_sqnr"]
 
-IMAGES = 16                # of the sampling run that calibrates
-ACTIVATION_HEADROOM = 2.0  # of static scales over the calibration's largest magnitude
-RESULT_HEADROOM = 2.0      # of 16-bit tensors over it
+IMAGES = 16                # of the sampling run that calibrates, at most
+FEWEST_IMAGES = 2
+CALIBRATION_MACS = 8e9     # of one evaluation of all its images, beyond `FEWEST_IMAGES`
+ACTIVATION_HEADROOM = HEADROOM
+RESULT_HEADROOM = 2.0      # of 16-bit tensors over the calibration's largest magnitude
 SUM_HEADROOM = 8.0         # of aligned sums over it
-VERSION = 1                # of the quantized part of a model file
+VERSION = 2                # of the quantized part of a model file
+MXINT8 = "paper"           # layers in MXINT8 of the policy `mixed`, if none are named
 # Multipliers and output lanes of both sides of the preset `small`, for the stored thresholds.
 SMALL = {"dense_rate": 128, "sparse_rate": 128, "dense_lanes": 8, "sparse_lanes": 64}
 
 
 def formats(unet):
-    """Format of each layer's input, a dict by name in execution order.
-
-    The first convolution takes 16 bits; the layers of the first block and the last two 3x3
-    convolutions MXINT8; the others 4 bits, unsigned after ReLU.
-    """
-    layers = unet.layers()
-    first_block = next(iter(unet.encoder), None)
-    wide = {layer.name for layer in [layer for layer in layers if layer.kernel == 3][-2:]}
-    found = {}
-    for layer in layers:
-        if layer.name == "first":
-            found[layer.name] = Format.IN16
-        elif layer.name in wide or layer.name.startswith(f"encoder.{first_block}."):
-            found[layer.name] = Format.MX8
-        else:
-            found[layer.name] = Format.A4U if layer.relu else Format.A4S
-    return found
+    """Format of each layer's input by the policy `mixed` with the paper's rule, a dict by name."""
+    names = policies.formats(unet, policies.POLICIES["mixed"], policies.paper(unet))
+    return {name: Format[format] for name, format in names.items()}
 
 
-class Observer:
-    """An executor that runs the float network and keeps the largest magnitudes in every layer.
-
-    Members
-    -------
-    amax : dict by layer of dicts by place: "input" (of the convolution, less its means where they
-        are taken out), "sum" (before bias), "output", "residual", "bias" (all that is constant over
-        the image, with the gain), "segment0", "segment1"
-    sources : dict by layer of the layers that made its segments and its residual, None where the
-        host did
-    """
-
-    def __init__(self):
-        self.amax, self.sources, self.gains, self.alive = {}, {}, {}, []
-
-    def __call__(self, layer, segments, embedding, residual, gain, modulation=None):
-        if layer.name == "first":
-            self.alive.clear()
-        makers = {id(tensor): name for tensor, name in self.alive}
-        self.sources[layer.name] = ([makers.get(id(segment)) for segment in segments],
-                                    makers.get(id(residual)))
-        self.gains[layer.name] = gain
-        x = layer.prologue(segments, modulation)
-        mean = x.mean((2, 3), keepdim=True) if centred(layer) else torch.zeros(())
-        x = x - mean
-        total = functional.conv2d(x, layer.weight, None, padding=layer.kernel // 2)
-        bias = layer.bias[None] if embedding is None else layer.bias + embedding[:1]
-        bias = bias[:, :, None, None]
-        if centred(layer):
-            bias = bias + functional.conv2d(mean, layer.weight)
-        out = total + bias
-        out = (out if residual is None else out + residual) * gain
-        seen = {"input": x, "sum": total, "output": out, "bias": bias * gain}
-        seen |= {f"segment{n}": segment for n, segment in enumerate(segments)}
-        if residual is not None:
-            seen["residual"] = residual
-        kept = self.amax.setdefault(layer.name, {})
-        for place, tensor in seen.items():
-            kept[place] = max(kept.get(place, 0.0), tensor.abs().max().item())
-        self.alive.append((out, layer.name))
-        return out
+def default_images(unet):
+    """Images of the calibrating run: fewer for large networks, so that it takes minutes."""
+    return max(FEWEST_IMAGES, min(IMAGES, int(CALIBRATION_MACS / macs(unet)["total"])))
 
 
-def quantize(source, *, images=IMAGES, seed=0, steps=STEPS, progress=None):
-    """QuantizedModel of the float model `source`: whatever `golden.load.load` accepts.
+def rule(policy, mxint8=None):
+    """The choice of layers in MXINT8, by default `MXINT8` for the policy mixed, else none."""
+    if mxint8 is not None:
+        return mxint8
+    return MXINT8 if policy == "mixed" else "none"
 
-    Parameters
-    ----------
-    images : of the sampling run from `seed` that calibrates
-    steps : Heun steps of that run, and of the schedule whose embeddings are stored
-    progress : callable (fraction of the work done) or None
+
+def quantize(source, **options):
+    """The quantized model of the float model `source`: all that `golden.load.load` opens.
+
+    `options` are those of `quantize_model`.
 
     Raises
     ------
     ModelError
         If the file cannot be used, or its network cannot be quantized.
     """
-    path = resolve(source)
-    model, record = load_float(path)
+    model, record = load_float(source)
     record = {name: value for name, value in record.items()
               if name not in ("kind", "architecture", "quantized")}
-    return quantize_model(model, record, images=images, seed=seed, steps=steps, progress=progress,
-                          label=str(path))
+    return quantize_model(model, record, **options)
 
 
-def quantize_model(model, record, *, images=IMAGES, seed=0, steps=STEPS, progress=None,
-                   label="model"):
-    """QuantizedModel of the Precond `model`, whose weights are first rounded to half precision."""
-    if model.architecture.activation != "relu":
-        raise ModelError(f"{label}: activation must be relu to be quantized, "
-                         f"not {model.architecture.activation!r}")
+def quantize_model(model, record, *, policy="mixed", mxint8=None, budget=None, images=None,
+                   seed=0, steps=STEPS, label=None, progress=None):
+    """QuantizedModel of the Precond `model`, or FakeQuantized where the accelerator lacks formats.
+
+    The weights are first rounded to half precision, in place.
+
+    Parameters
+    ----------
+    record : JSON values about the origin of the model
+    policy : one of `golden.policy.POLICIES`
+    mxint8 : layers in MXINT8: "paper", "none", "auto", or their names or globs between commas; by
+        default see `rule`
+    budget : share of the MACs that "auto" may put into MXINT8, by default `sensitivity.BUDGET`
+    images : of the sampling run from `seed` that calibrates; by default `default_images`
+    steps : Heun steps of that run, and of the schedule whose embeddings are stored
+    label : class of the images, for networks that have classes, or None
+    progress : callable (fraction of the work done) or None
+
+    Raises ValueError if policy, layers, budget or label do not fit the network.
+    """
     model = model.half().float().eval().requires_grad_(False)
-    noise = draw_noise(images, model.architecture, seed)
-    total = len(evaluations(steps))
+    unet, chosen = model.unet, policies.get(policy, model.unet)
+    mxint8 = rule(policy, mxint8)
+    if mxint8 != "none" and chosen.codes != "A4":
+        raise ValueError(f"mxint8 must be none for policy {policy}, not {mxint8!r}")
+    if mxint8 != "auto" and budget is not None:
+        raise ValueError(f"budget must be given with mxint8 auto only, not with {mxint8!r}")
+    budget = sensitivity.check_budget(sensitivity.BUDGET if budget is None else budget)
+    wide = set()
+    if mxint8 == "paper":
+        wide = policies.paper(unet)
+    elif mxint8 not in ("none", "auto"):
+        wide = policies.choose(unet, mxint8)
+    images = default_images(unet) if images is None else images
+    one_hot(label, model.architecture)
 
-    def report(base):
-        return lambda evaluation, x: progress and progress(base + evaluation.index / total / 2)
+    parts = {"calibrate": 0.4, "choose": 0.3 if mxint8 == "auto" else 0.0,
+             "count": 0.3 if chosen.executable else 0.0}
+    done = 0.0
 
-    observer = Observer()
-    with executing(model.unet, observer):
-        sample(model, noise, steps, report(0.0))
-    layers = constants(model, observer, steps)
-    record = {**record, "calibration": {"images": images, "seed": seed}}
-    quantized = QuantizedModel(model, layers, record, steps)
-    counts = zero_counts(quantized, noise, on_evaluation=report(0.5))
-    for name, item in layers.items():
-        zeros = (counts[name].double() / images).round().to(torch.int32)
-        layers[name] = dataclasses.replace(item, zeros=zeros)
-    for name, threshold in balance(quantized, **SMALL).items():
-        layers[name] = dataclasses.replace(layers[name], threshold=threshold)
+    def report(part):
+        nonlocal done
+        base, share = done, parts[part] / sum(parts.values())
+        done += share
+        return lambda count, total: progress and progress(base + share * count / total)
+
+    named = policies.formats(unet, chosen, wide)
+    calibration = calibrate(model, named, chosen, images=images, seed=seed, steps=steps,
+                            label=label, progress=report("calibrate"))
+    record = {**record, "calibration": {"images": images, "seed": seed},
+              "mxint8": {"rule": mxint8}}
+    if mxint8 == "auto":
+        found = sensitivity.measure(model, chosen, calibration, label=label,
+                                    progress=report("choose"))
+        named = policies.formats(unet, chosen, sensitivity.pick(found, budget))
+        record["mxint8"] |= {"budget": budget, "sensitivity": found}
+    if not chosen.executable:
+        quantized = FakeQuantized.from_calibration(model, chosen, named, calibration,
+                                                   record=record, steps=steps, label=label)
+    else:
+        quantized = executable(model, chosen, named, calibration, record, steps, label)
+        counts = zero_counts(quantized, draw_noise(images, model.architecture, seed),
+                             progress=report("count"))
+        for name, item in quantized.layers.items():
+            zeros = (counts[name].double() / images).round().to(torch.int32)
+            quantized.layers[name] = dataclasses.replace(item, zeros=zeros)
+        for name, threshold in balance(quantized, **SMALL).items():
+            quantized.layers[name] = dataclasses.replace(quantized.layers[name],
+                                                         threshold=threshold)
+    record["sqnr_db"] = {name: None if math.isinf(value) else round(value, 2)
+                         for name, value in layer_sqnr(quantized, calibration.states).items()}
     if progress:
         progress(1.0)
     return quantized
 
 
 @torch.no_grad()
-def constants(model, observer, steps):
-    """A QuantizedLayer, without zero counts, for each layer of `model`."""
-    unet, chosen = model.unet, formats(model.unet)
+def executable(model, chosen, named, calibration, record, steps, label=None):
+    """The QuantizedModel, without zero counts and thresholds, of a calibrated Precond."""
+    unet = model.unet
     shapes = {shape.name: shape for shape in layer_shapes(unet)}
-    biases = embedded_biases(model, steps)
+    count = len(calibration.sigmas)
     exponents, made = {}, {}
     for layer in unet.layers():
         name, shape = layer.name, shapes[layer.name]
-        format, amax, gain = chosen[name], observer.amax[name], observer.gains[name]
-        sources, residual_source = observer.sources[name]
+        format, gain = Format[named[name]], calibration.gains[name]
+        amax = calibration.extremes[name]
+        sources, residual_source = calibration.sources[name]
 
         def stored(source, place, amax=amax):
             if source is not None:
@@ -169,7 +172,7 @@ def constants(model, observer, steps):
             inputs = (round(math.log2(unit)) - 9,)
         else:
             inputs = tuple(stored(source, f"segment{n}") for n, source in enumerate(sources))
-            if layer.resample is not None:
+            if hosted(layer):
                 prologue = epilogue.result_exponent(amax["input"] * RESULT_HEADROOM)
                 unit = 2.0 ** (prologue - Y_UNIT) / RESIZED_GAIN
             elif format == Format.MX8:
@@ -179,7 +182,7 @@ def constants(model, observer, steps):
         residual = None if "residual" not in amax else stored(residual_source, "residual")
         # The bias needs 32 bits in 2^-16 of a unit, the residual's multiplier must stay below 4.
         exponent = epilogue.result_exponent(
-            max(amax["output"], amax["bias"]) * RESULT_HEADROOM)
+            max(amax["output"], amax["constant"]) * RESULT_HEADROOM)
         if residual is not None:
             exponent = max(exponent, residual - 2)
         exponents[name] = exponent
@@ -190,7 +193,10 @@ def constants(model, observer, steps):
                                     amax["sum"] * SUM_HEADROOM / sum_unit / (1 << 31), 31)
         ratio = gain * sum_unit / target * 2.0 ** align
         shift = exponent_below(32767, ratio, 31)
-        bias = biases.get(name, layer.bias.double()[None]) * gain / target
+        bias = layer.bias.double()[None]
+        if name in calibration.embeddings:
+            bias = bias + calibration.embeddings[name].double()
+        bias = bias * gain / target
         made[name] = QuantizedLayer(
             name=name, format=format, segments=shape.segments, height=shape.height,
             width=shape.width, kernel=layer.kernel, tensor_scale=unit, segment_exponents=inputs,
@@ -203,17 +209,9 @@ def constants(model, observer, steps):
                                   dtype=torch.int16),
             bias=bias.round().clamp(-1 << 31, (1 << 31) - 1).to(torch.int32),
             threshold=detector.NEVER,
-            zeros=torch.zeros(len(evaluations(steps)), layer.cin, dtype=torch.int32))
-    return made
-
-
-def embedded_biases(model, steps):
-    """Bias and embedding (evaluations, Cout) of the layers that take one, in float64."""
-    sigmas = torch.tensor([evaluation.sigma for evaluation in evaluations(steps)])
-    embedding = model.unet.embed(model.coefficients(sigmas)[3])
-    blocks = [*model.unet.encoder.values(), *model.unet.decoder.values()]
-    return {block.conv0.name: block.affine(embedding).double() + block.conv0.bias.double()
-            for block in blocks}
+            zeros=torch.zeros(count, layer.cin, dtype=torch.int32),
+            modulation=calibration.modulations.get(name))
+    return QuantizedModel(model, made, record, steps, chosen, label)
 
 
 def encode_weights(format, weight, unit):
@@ -273,10 +271,14 @@ def lanes(outputs, count):
 
 # Measures.
 
-def zero_counts(model, noise, on_evaluation=None):
-    """Zero codes in the images of a sampling run from `noise`: (evaluations, Cin) by layer."""
-    counts = {name: torch.zeros(len(evaluations(model.steps)), sum(item.segments),
-                                dtype=torch.int64) for name, item in model.layers.items()}
+def zero_counts(model, noise, on_evaluation=None, progress=None):
+    """Zero codes in the images of a sampling run from `noise`: (evaluations, Cin) by layer.
+
+    `progress` is a callable (evaluations done, evaluations) or None.
+    """
+    count = len(model.schedule)
+    counts = {name: torch.zeros(count, sum(item.segments), dtype=torch.int64)
+              for name, item in model.layers.items()}
     current = 0
 
     def begin(evaluation, x):
@@ -284,42 +286,70 @@ def zero_counts(model, noise, on_evaluation=None):
         current = evaluation.index
         if on_evaluation is not None:
             on_evaluation(evaluation, x)
+        if progress is not None:
+            progress(current, count)
 
     def observe(name, x):
         counts[name][current] += (x == 0).sum((0, 2, 3))
 
-    sample(lambda x, sigma: model(x, sigma, observe), noise, model.steps, begin)
+    sample(lambda x, sigma: model(x, sigma, on_input=observe), noise, model.steps, begin,
+           sampler=Sampler.for_model(model))
     return counts
 
 
 def zero_fraction(model):
-    """Share of the W4A4 layers' MACs whose activation code is 0, from the calibration's counts."""
+    """Share of the W4A4 layers' MACs whose activation code is 0, from the calibration's counts.
+
+    0 where there are no such layers.
+    """
     zero = total = 0
     for item in model.layers.values():
         if item.sparse_capable:
             zeros = item.zeros.double().mean() / (item.height * item.width)
             zero += item.macs * zeros.item()
             total += item.macs
-    return zero / total
-
-
-def sqnr(reference, other):
-    """Signal of `reference` over its difference to `other`, in dB; infinite if there is none."""
-    signal, error = reference.double().square().sum(), (reference - other).double().square().sum()
-    return 10 * math.log10(signal / error) if error else math.inf
+    return zero / total if total else 0.0
 
 
 def denoiser_sqnr(model, noise):
     """SQNR in dB of the denoiser in each evaluation of a float sampling run from `noise`."""
-    found = []
+    found, labels = [], one_hot(model.label, model.architecture)
 
     def denoise(x, sigma):
-        right = model.float_model(x, sigma)
+        right = model.float_model(x, sigma, labels)
         found.append(sqnr(right, model(x, sigma)))
         return right
 
-    sample(denoise, noise, model.steps)
+    sample(denoise, noise, model.steps, sampler=Sampler.for_model(model))
     return found
+
+
+def summary(model):
+    """What the policy of a quantized model makes of every layer, and what it saves.
+
+    Returns a dict of ``policy``, ``executable``, ``layers`` (``name``, ``format``, bits of an
+    element with its share of the scales as ``activation_bits`` and ``weight_bits``, ``sqnr_db`` of
+    the layer's result beside float, ``macs``), and totals: ``macs``, of the layers; ``mxint8`` and
+    ``input`` (16 bits), shares of them; ``compute_saved`` against FP16, with the cost of a MAC
+    linear in the bits of a code; ``memory_saved`` against FP16, of all weights and all layers'
+    inputs of one image, with their scales.
+    """
+    shapes, names = layer_shapes(model.float_model.unet), model.formats
+    bits, half = policies.memory(model.policy, names, shapes)
+    ratios = model.record.get("sqnr_db")
+    ratios = ratios if isinstance(ratios, dict) else {}
+    layers = []
+    for shape in shapes:
+        activation, weight = policies.bits_of(names[shape.name], model.policy, shape)
+        layers.append({"name": shape.name, "format": names[shape.name],
+                       "activation_bits": round(activation, 4), "weight_bits": round(weight, 4),
+                       "sqnr_db": ratios.get(shape.name), "macs": shape.macs})
+    return {"policy": model.policy.name, "executable": model.policy.executable, "layers": layers,
+            "macs": sum(shape.macs for shape in shapes),
+            "mxint8": round(policies.macs_share(names, shapes), 5),
+            "input": round(policies.macs_share(names, shapes, ("IN16",)), 5),
+            "compute_saved": round(1 - policies.cost(names, shapes), 4),
+            "memory_saved": round(1 - bits / half, 4)}
 
 
 # Files.
@@ -331,24 +361,38 @@ RANGES = {"exponent": (-120, 100), "prologue_exponent": (-120, 100),
           "residual_exponent": (-120, 100), "align_shift": (0, 31), "scale_shift": (0, 31),
           "residual_multiplier": (0, 65535), "threshold": (0, detector.NEVER)}
 TENSORS = {"weight_codes": torch.int8, "weight_scales": torch.uint8, "multiplier": torch.int16,
-           "bias": torch.int32, "zeros": torch.int32}
+           "bias": torch.int32, "zeros": torch.int32, "modulation": torch.float32}
+LARGEST_MAGNITUDE = 1e30   # of stored magnitudes
 
 
 def save(model, path):
-    """Write a QuantizedModel: float weights in half precision, codes, scales and calibration."""
+    """Write a quantized model: float weights in half precision, and what the policy needs.
+
+    For a QuantizedModel these are codes, scales, biases and zero counts; for a FakeQuantized the
+    largest magnitudes of calibration, from which every machine rounds the same operands.
+    """
     table, tensors = {}, {}
-    for name, item in model.layers.items():
-        table[name] = {"format": item.format.name,
-                       **{field: getattr(item, field) for field in SCALARS}}
-        for field in TENSORS:
-            tensors[f"{QUANTIZED}{name}.{field}"] = getattr(item, field)
-    record = {**model.record, "quantized": {"version": VERSION, "steps": model.steps,
-                                            "layers": table}}
-    save_model(path, model.float_model, record, tensors)
+    if isinstance(model, FakeQuantized):
+        for name, format in model.formats.items():
+            table[name] = {"format": format, "clip": model.clips[name]}
+            tensors[f"{QUANTIZED}{name}.amax"] = model.amax[name]
+    else:
+        for name, item in model.layers.items():
+            table[name] = {"format": item.format.name,
+                           **{field: getattr(item, field) for field in SCALARS}}
+            for field in TENSORS:
+                if getattr(item, field) is not None:
+                    tensors[f"{QUANTIZED}{name}.{field}"] = getattr(item, field)
+    head = {"version": VERSION, "steps": model.steps, "label": model.label,
+            "policy": dataclasses.asdict(model.policy), "layers": table}
+    save_model(path, model.float_model, {**model.record, "quantized": head}, tensors)
 
 
 def load(source):
-    """QuantizedModel from a file that `save` wrote, or of a shipped name: the same integers.
+    """The quantized model from a file that `save` wrote, or of a shipped name.
+
+    A QuantizedModel has the same integers on every machine; policies that the accelerator lacks
+    give a FakeQuantized.
 
     Raises
     ------
@@ -367,37 +411,103 @@ def load(source):
                          f"({type(error).__name__}: {error})") from None
 
 
+def load_executable(source):
+    """`load`, for what needs integers; ModelError if the accelerator lacks the policy's formats."""
+    model = load(source)
+    if not isinstance(model, QuantizedModel):
+        raise ModelError(f"{source}: must be in formats that the accelerator has, "
+                         f"not by policy {model.policy.name}")
+    return model
+
+
 def decode(path, model, record, tensors):
-    """The QuantizedModel of a file's parts."""
+    """The quantized model of a file's parts."""
     def need(condition, text):
         if not condition:
             raise ModelError(f"{path}: {text}")
 
     head = record.get("quantized")
     need(head is not None, "must be a quantized model, not a float one: quantize it first")
-    need(head["version"] == VERSION, f"version of the quantized part must be {VERSION}, "
+    need(head["version"] in (1, VERSION), f"version of the quantized part must be 1 or {VERSION}, "
          f"not {head['version']!r}")
+    if head["version"] == 1:       # which knew one policy
+        head = {**head, "label": None, "policy": dataclasses.asdict(policies.POLICIES["mixed"])}
     steps = head["steps"]
     need(isinstance(steps, int) and 1 <= steps <= 1000,
          f"steps must be an integer in 1..1000, not {steps!r}")
-    count = len(evaluations(steps))
-    chosen = formats(model.unet)
+    try:
+        one_hot(head["label"], model.architecture)
+        chosen = policies.Policy.from_json(head["policy"])
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {error}") from None
+    names = [layer.name for layer in model.unet.layers()]
+    need(list(head["layers"]) == names, "quantized layers must be those of the network")
+    origin = {name: value for name, value in record.items()
+              if name not in ("kind", "architecture", "quantized")}
+    used = set()
+
+    def take(key, dtype, size, low=None, high=None):
+        key = f"{QUANTIZED}{key}"
+        need(key in tensors, f"tensor {key} is missing")
+        value = tensors[key]
+        need(value.dtype == dtype, f"tensor {key} must be {dtype}, not {value.dtype}")
+        need(tuple(value.shape) == size,
+             f"tensor {key} must have shape {size}, not {tuple(value.shape)}")
+        if low is not None:
+            extremes = (value.min().item(), value.max().item())
+            need(low <= extremes[0] and extremes[1] <= high,
+                 f"tensor {key} must be in {low}..{high}, not {extremes[0]}..{extremes[1]}")
+        used.add(key)
+        return value
+
+    # Any layer may be in MXINT8, the others take what the policy says.
+    for name, wanted in policies.formats(model.unet, chosen).items():
+        found = head["layers"][name]["format"]
+        need(found == wanted or (found == "MX8" and wanted[:2] == "A4"),
+             f"format of {name} must be {wanted}{' or MX8' if wanted[:2] == 'A4' else ''}, "
+             f"not {found!r}")
+    read = decode_integers if chosen.executable else decode_fake
+    made = read(model, head, chosen, origin, need, take)
+    for key in tensors:
+        need(key in used, f"tensor {key} must not be there: the network has no such layer")
+    return made
+
+
+def decode_fake(model, head, chosen, origin, need, take):
+    """The FakeQuantized of a file's parts, see `decode`."""
+    sigmas = torch.tensor([evaluation.sigma for evaluation in levels(model, head["steps"])],
+                          dtype=torch.float64)
+    amax, clips = {}, {}
+    for layer in model.unet.layers():
+        clip = head["layers"][layer.name]["clip"]
+        need(isinstance(clip, float) and 0 < clip <= 1,
+             f"clip of {layer.name} must be a number above 0 and at most 1, not {clip!r}")
+        clips[layer.name] = clip
+        amax[layer.name] = take(f"{layer.name}.amax", torch.float32, (len(sigmas), layer.cin), 0,
+                                LARGEST_MAGNITUDE)
+    named = {name: table["format"] for name, table in head["layers"].items()}
+    return FakeQuantized(model, chosen, named, sigmas, amax, clips, record=origin,
+                         steps=head["steps"], label=head["label"])
+
+
+def decode_integers(model, head, chosen, origin, need, take):
+    """The QuantizedModel of a file's parts, see `decode`."""
+    count = len(levels(model, head["steps"]))
     shapes = {shape.name: shape for shape in layer_shapes(model.unet)}
-    need(list(head["layers"]) == list(chosen), "quantized layers must be those of the network")
-    layers, used = {}, set()
+    embedded, modulated = inputs_of(model.architecture)
+    layers = {}
     for layer in model.unet.layers():
         name, shape, table = layer.name, shapes[layer.name], head["layers"][layer.name]
-        format = chosen[name]
-        need(table["format"] == format.name,
-             f"format of {name} must be {format.name}, not {table['format']!r}")
+        format = Format[table["format"]]
         for field, kind in SCALARS.items():
             check_scalar(need, f"{field} of {name}", table[field], kind, RANGES.get(field),
                          field in ("prologue_exponent", "residual_exponent"))
         need(len(table["segment_exponents"]) == len(shape.segments),
              f"segment_exponents of {name} must be {len(shape.segments)} integers, "
              f"not {table['segment_exponents']!r}")
-        need((table["prologue_exponent"] is not None) == (layer.resample is not None),
-             f"prologue_exponent of {name} must be there if the layer resamples, and only then")
+        need((table["prologue_exponent"] is not None) == hosted(layer),
+             f"prologue_exponent of {name} must be there if the host makes its input, "
+             "and only then")
         if format in (Format.MX8, Format.IN16):
             for field in ("tensor_scale", "weight_unit"):
                 need(math.frexp(table[field])[0] == 0.5,
@@ -408,34 +518,39 @@ def decode(path, model, record, tensors):
             "weight_codes": (tuple(layer.weight.shape), *((-7, 7) if four else (-127, 127))),
             "weight_scales": ((layer.cout, layer.kernel ** 2, groups), 0, 126 if four else 15),
             "multiplier": ((layer.cout,), 0, 32767),
-            "bias": ((count if name.endswith(".conv0") else 1, layer.cout), None, None),
+            "bias": ((count if name in embedded else 1, layer.cout),),
             "zeros": ((count, layer.cin), 0, shape.height * shape.width),
         }
-        values = {}
-        for field, (size, low, high) in expected.items():
-            key = f"{QUANTIZED}{name}.{field}"
-            need(key in tensors, f"tensor {key} is missing")
-            value = tensors[key]
-            need(value.dtype == TENSORS[field],
-                 f"tensor {key} must be {TENSORS[field]}, not {value.dtype}")
-            need(tuple(value.shape) == size,
-                 f"tensor {key} must have shape {size}, not {tuple(value.shape)}")
-            if low is not None:
-                extremes = (value.min().item(), value.max().item())
-                need(low <= extremes[0] and extremes[1] <= high,
-                     f"tensor {key} must be in {low}..{high}, not {extremes[0]}..{extremes[1]}")
-            used.add(key)
-            values[field] = value
+        if name in modulated:
+            expected["modulation"] = ((count, 2, layer.cin), -LARGEST_MAGNITUDE,
+                                      LARGEST_MAGNITUDE)
+        values = {field: take(f"{name}.{field}", TENSORS[field], *limits)
+                  for field, limits in expected.items()}
         fields = {field: table[field] for field in SCALARS}
         fields["segment_exponents"] = tuple(fields["segment_exponents"])
         layers[name] = QuantizedLayer(
             name=name, format=format, segments=shape.segments, height=shape.height,
             width=shape.width, kernel=layer.kernel, **fields, **values)
-    for key in tensors:
-        need(key in used, f"tensor {key} must not be there: the network has no such layer")
-    origin = {name: value for name, value in record.items()
-              if name not in ("kind", "architecture", "quantized")}
-    return QuantizedModel(model, layers, origin, steps)
+    return QuantizedModel(model, layers, origin, head["steps"], chosen, head["label"])
+
+
+def inputs_of(architecture):
+    """Names of the layers that add an embedding, and of those that a modulation changes."""
+    embedded, modulated = set(), set()
+
+    def run(layer, segments, embedding, residual, gain, modulation):
+        if embedding is not None:
+            embedded.add(layer.name)
+        if modulation is not None:
+            modulated.add(layer.name)
+        return layer(segments, embedding, residual, gain, modulation)
+
+    a = architecture
+    with torch.device("meta"), torch.no_grad():      # shapes alone: no arithmetic
+        shadow = build(a).eval()
+        with executing(shadow, run):
+            shadow(torch.empty(1, a.img_channels, a.resolution, a.resolution), torch.empty(1))
+    return embedded, modulated
 
 
 def check_scalar(need, name, value, kind, limits, optional):

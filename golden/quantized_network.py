@@ -4,7 +4,6 @@ Both executions share the constants that `golden.quantize` found. Between layers
 tensors with an exponent each; they travel through the UNet as floats, which hold them exactly.
 """
 
-import contextlib
 import dataclasses
 import math
 
@@ -12,9 +11,11 @@ import torch
 from torch.nn import functional
 
 from golden import a4, detector, e4m3, epilogue, layer, mxint8, network
+from golden.fake import executing, levels, one_hot
 from golden.layer import Convolution, LayerCall, Requantization
+from golden.policy import POLICIES, centred
 from golden.requantizer import Format, slots, spread
-from golden.sampler import evaluations, sample
+from golden.sampler import Sampler, sample
 
 __all__ = ["QuantizedLayer", "QuantizedModel", "Evaluated", "centred", "executing", "to_integers",
            "prepare", "layer_calls", "evaluate", "trajectory"]
@@ -35,10 +36,10 @@ class QuantizedLayer:
     segments : channels of each input segment
     height, width : of the convolution's input and output
     kernel : 1 or 3
-    tensor_scale : sA; a power of two for MX8, IN16 and where the input is resampled
+    tensor_scale : sA; a power of two for MX8, IN16 and where the host makes the input
     segment_exponents : of each 16-bit input segment
-    prologue_exponent : of the 16-bit tensor that the host makes by GroupNorm, ReLU and filter;
-        None where the requantizer applies GroupNorm and ReLU
+    prologue_exponent : of the 16-bit tensor that the host makes by GroupNorm, activation and
+        filter; None where the requantizer applies GroupNorm and ReLU
     residual_exponent : of the 16-bit residual, or None
     exponent : of the 16-bit output
     weight_codes : (Cout, Cin, k, k) int8
@@ -49,6 +50,7 @@ class QuantizedLayer:
     bias : (evaluations or 1, Cout) int32; includes the embedding of each evaluation
     threshold : zeros / pixels, in units of 1/65536, from which a channel is sparse
     zeros : (evaluations, Cin) int32, zero codes in an image, mean of the calibration images
+    modulation : (evaluations, 2, Cin) float32, scale and shift after the norm, or None
     """
 
     name: str
@@ -72,6 +74,7 @@ class QuantizedLayer:
     bias: torch.Tensor
     threshold: int
     zeros: torch.Tensor
+    modulation: torch.Tensor = None
 
     @property
     def macs(self):
@@ -157,27 +160,18 @@ def exponent_below(limit, amax, most):
     return max(0, min(most, math.floor(math.log2(limit / amax))))
 
 
-def centred(network_layer):
-    """Whether the requantizer takes each channel's mean over the image from a layer's input.
-
-    A 1x1 convolution without activation has signed codes of what may lie far from 0. What the
-    means contribute to the result is one number an output channel: the host adds it to the bias.
-    """
-    return (network_layer.kernel == 1 and network_layer.activation is None
-            and network_layer.resample is None)
-
-
 def real_values(x, exponents):
     """The integer segments `x` as one float64 tensor (Cin, H, W), exactly."""
     return torch.cat([segment.double() * 2.0 ** exponent
                       for segment, exponent in zip(x, exponents, strict=True)])
 
 
-def affine(norm, values):
+def affine(norm, values, modulation=None):
     """Gain, centre and level (Cin,) of the GroupNorm `norm` over `values` (Cin, H, W), in float64.
 
     It is (values - centre) gain + level; without `norm`, 1, 0 and 0. Statistics are sums of
-    integers times powers of two: exact, whatever the order.
+    integers times powers of two: exact, whatever the order. `modulation` (2, Cin) scales the
+    norm's result by 1 + modulation[0] and shifts it by modulation[1].
     """
     if norm is None:
         zero = values.new_zeros(len(values))
@@ -187,18 +181,11 @@ def affine(norm, values):
     variance = (grouped.square().mean(1) - mean.square()).clamp(min=0)
     deviation = (variance + norm.eps).sqrt()
     repeats = len(values) // norm.num_groups
-    return (norm.weight.double() / deviation.repeat_interleave(repeats),
-            mean.repeat_interleave(repeats), norm.bias.double())
-
-
-@contextlib.contextmanager
-def executing(unet, executor):
-    """Let `executor` run the layers of `unet`."""
-    before, unet.executor = unet.executor, executor
-    try:
-        yield
-    finally:
-        unet.executor = before
+    gain, level = norm.weight.double() / deviation.repeat_interleave(repeats), norm.bias.double()
+    if modulation is not None:
+        scale, shift = modulation.double()
+        gain, level = gain * (1 + scale), level * (1 + scale) + shift
+    return gain, mean.repeat_interleave(repeats), level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,35 +213,60 @@ class QuantizedModel:
     layers : dict of QuantizedLayer by name, in execution order
     record : JSON values about the origin of the model
     steps : Heun steps of the schedule whose evaluations have biases and calibration counts
+    policy : Policy that named the formats
+    label : class that biases and modulations are for, or None
     """
 
-    def __init__(self, float_model, layers, record, steps):
+    def __init__(self, float_model, layers, record, steps, policy=POLICIES["mixed"], label=None):
         self.float_model, self.layers = float_model, layers
-        self.record, self.steps = record, steps
-        self.weights = {name: item.weight() for name, item in layers.items()}
+        self.record, self.steps, self.policy, self.label = record, steps, policy, label
+        self.weights = {}
 
     @property
     def architecture(self):
         return self.float_model.architecture
 
+    @property
+    def formats(self):
+        """Format of each layer's input, a dict of strings by name."""
+        return {name: item.format.name for name, item in self.layers.items()}
+
+    @property
+    def sigma_min(self):
+        return self.float_model.sigma_min
+
+    @property
+    def sigma_max(self):
+        return self.float_model.sigma_max
+
+    @property
+    def schedule(self):
+        """The evaluations that have biases and counts."""
+        return levels(self.float_model, self.steps)
+
     @torch.no_grad()
-    def __call__(self, x, sigma, on_input=None):
+    def __call__(self, x, sigma, labels=None, augment=None, *, on_input=None):
         """Denoised images in float32 for a batch `x`, by fake quantization.
 
         `on_input` (name, x) is called with the quantized input (N, Cin, H, W) of every layer.
         """
         def run(layer, segments, embedding, residual, gain, modulation):
-            return self.run_layer(layer, segments, embedding, residual, gain, on_input)
+            return self.run_layer(layer, segments, embedding, residual, gain, modulation, on_input)
 
+        if labels is None and self.label is not None:
+            labels = one_hot(self.label, self.architecture).to(x.device)
         with executing(self.float_model.unet, run):
-            return self.float_model(x, sigma)
+            return self.float_model(x, sigma, labels, augment)
 
-    def run_layer(self, layer, segments, embedding, residual, gain, on_input=None):
+    def run_layer(self, layer, segments, embedding, residual, gain, modulation=None,
+                  on_input=None):
         """Execute `layer`, with the arguments of its `forward`, by fake quantization."""
         item = self.layers[layer.name]
-        x, mean = self.quantize_input(item, layer, segments)
+        x, mean = self.quantize_input(item, layer, segments, modulation)
         if on_input is not None:
             on_input(layer.name, x)
+        if layer.name not in self.weights:
+            self.weights[layer.name] = item.weight().to(x.device)
         out = functional.conv2d(x, self.weights[layer.name], layer.bias,
                                 padding=layer.kernel // 2)
         if mean is not None:
@@ -266,7 +278,7 @@ class QuantizedModel:
         return epilogue.fake_quantize(out * gain, item.exponent)
 
     @staticmethod
-    def quantize_input(item, layer, segments):
+    def quantize_input(item, layer, segments, modulation=None):
         """What codes and scales of the input of `layer` represent, (N, Cin, H, W).
 
         And the means (N, Cin, 1, 1) that were taken from it before, or None.
@@ -274,7 +286,7 @@ class QuantizedModel:
         if item.format == Format.IN16:
             return mxint8.fake_quantize_input(segments[0], item.tensor_scale), None
         x = layer.prologue([epilogue.fake_quantize(segment, exponent) for segment, exponent
-                            in zip(segments, item.segment_exponents, strict=True)])
+                            in zip(segments, item.segment_exponents, strict=True)], modulation)
         if item.prologue_exponent is not None:
             x = epilogue.fake_quantize(x, item.prologue_exponent)
         mean = x.mean((2, 3), keepdim=True) if centred(layer) else None
@@ -298,7 +310,7 @@ class QuantizedModel:
         """A Detector that holds the calibration counts of evaluation 0."""
         found = [(base, self.layers[name]) for name, base in self.bases(vector).items()
                  if self.layers[name].sparse_capable]
-        made = detector.Detector(sum(item.slots(vector) for _, item in found))
+        made = detector.Detector(max(1, sum(item.slots(vector) for _, item in found)))
         for base, item in found:
             made.load(base, spread(item.zeros[0].long(), item.segments, vector))
         return made
@@ -323,7 +335,7 @@ def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, 
 
     Returns Evaluated.
     """
-    schedule = evaluations(model.steps)
+    schedule = model.schedule
     if not 0 <= evaluation < len(schedule):
         raise ValueError(f"evaluation must be in 0..{len(schedule) - 1}, not {evaluation!r}")
     if len(x) != 1:
@@ -351,24 +363,26 @@ def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, 
         return result.output[None].float() * 2.0 ** item.exponent
 
     with executing(model.float_model.unet, run):
-        denoised = model.float_model(x, schedule[evaluation].sigma)
+        denoised = model.float_model(x, schedule[evaluation].sigma,
+                                     one_hot(model.label, model.architecture))
     return Evaluated(denoised, calls, results)
 
 
 def prepare(item, network_layer, segments, residual, gain, evaluation, vector=VECTOR):
     """Requantization and Convolution of a layer, from the arguments of its `forward`.
 
-    Segments and residual are float tensors (1, C, H, W) that hold 16-bit values, or that the host
-    made, and are rounded here.
+    Bias, embedding and modulation are those stored for the `evaluation`. Segments and residual are
+    float tensors (1, C, H, W) that hold 16-bit values, or that the host made, and are rounded here.
     """
     x = [to_integers(segment[0], exponent)
          for segment, exponent in zip(segments, item.segment_exponents, strict=True)]
     factor = centre = level = correction = None
     if item.format != Format.IN16:
         values = real_values(x, item.segment_exponents)
-        factor, centre, level = affine(network_layer.norm, values)
+        modulation = None if item.modulation is None else item.modulation[evaluation]
+        factor, centre, level = affine(network_layer.norm, values, modulation)
         if item.prologue_exponent is not None:
-            x = resized(item, network_layer, values, factor, centre, level)
+            x = host_made(item, network_layer, values, factor, centre, level)
         elif centred(network_layer):
             mean = values.mean((1, 2))
             level = (mean - centre) * factor + level
@@ -379,13 +393,14 @@ def prepare(item, network_layer, segments, residual, gain, evaluation, vector=VE
             item.convolution(evaluation, stored, vector, correction))
 
 
-def resized(item, network_layer, values, gain, centre, level):
-    """What the host makes of `values` (Cin, H, W) before a resampling layer: 16-bit segments.
+def host_made(item, network_layer, values, gain, centre, level):
+    """What the host makes of `values` (Cin, H, W) before a layer that is `hosted`: 16-bit segments.
 
     GroupNorm's affine, activation and filter in float64.
     """
     values = (values - centre[:, None, None]) * gain[:, None, None] + level[:, None, None]
-    values = values.clamp(min=0) if network_layer.relu else values
+    if network_layer.activation is not None:
+        values = network.ACTIVATIONS[network_layer.activation](values)
     values = network.resample(values[None], network_layer.resample,
                               network_layer.resample_filter)[0]
     return list(to_integers(values, item.prologue_exponent).split(list(item.segments)))
@@ -404,5 +419,6 @@ def trajectory(model, noise):
     """
     states = []
     images = sample(model, noise, model.steps,
-                    lambda evaluation, x: states.append(x.float()))
+                    lambda evaluation, x: states.append(x.float()),
+                    sampler=Sampler.for_model(model))
     return images, states

@@ -1,7 +1,8 @@
-"""What the granularity of scales costs: post-training quantization of one model in many formats.
+"""What formats cost in quality: post-training quantization of one model, row by row.
 
-``python -m golden.study MODEL --data DIR --json FILE`` measures every row of `ROWS` on held-out
-images and prints the table of ``docs/quantization.md``.
+``python -m golden.study MODEL --data DIR --json FILE`` measures the tables of
+``docs/quantization.md`` on held-out images: granularity of scales, choice of the layers in MXINT8,
+and policies.
 """
 
 import argparse
@@ -12,249 +13,214 @@ import sys
 
 import rich.progress
 import torch
-from torch.nn import functional
 
-from golden import a4, data, mxint8, w4
-from golden.checkpoint import load_model, replace_file
+from golden import data, policy, sensitivity
+from golden.checkpoint import replace_file
+from golden.fake import FakeQuantized, calibrate, sqnr
+from golden.load import load
 from golden.network import layer_shapes
-from golden.quantize import ACTIVATION_HEADROOM, formats, quantize_model, resolve, sqnr
-from golden.quantized_network import centred, executing
-from golden.requantizer import Format
-from golden.sampler import STEPS, draw_noise, sample
+from golden.policy import POLICIES, Policy
+from golden.quantize import quantize_model
+from golden.sampler import STEPS
 from golden.train import P_MEAN, P_STD, edm_loss
 
-__all__ = ["Row", "ROWS", "PIXEL", "FINEST", "study", "decide", "markdown"]
+__all__ = ["Row", "TABLES", "FINEST", "PIXEL", "EXECUTED", "study", "decide", "markdown"]
 
 BATCH = 64
 CALIBRATION_IMAGES = 8
 TOLERANCE = 0.02           # of loss, that pixel scale may cost over the finest granularity
+BUDGETS = (0.01, 0.02, 0.034, 0.058, 0.1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One configuration: formats of the wide layers, granularity of the 4-bit ones.
+    """One configuration.
 
     Members
     -------
     name : what it is
-    input_bits : 16 or 8, of the network input in the first convolution
-    first_block : whether the first block is MXINT8
-    group, block : channels (None: all) and side of the pixel block (None: image) of an activation
-        scale
-    activation_scale : how activation scales are rounded, one of `golden.granularity.SCALES`
-    weight_group, shared_taps : channels of a weight scale, and whether taps share it
-    static : one fixed activation scale per channel, in place of scales found on the fly
-    skips : 1x1 convolutions without ReLU: "centred" (4 bits, channel means taken out), "plain"
-        (4 bits) or "mxint8"
+    policy : Policy
+    mxint8 : layers in MXINT8: "none", "paper", or a share of the MACs for those that need it most
+    executed : whether the accelerator's whole arithmetic runs, not only its operands
     """
 
     name: str
-    input_bits: int = 16
-    first_block: bool = True
-    group: int = 16
-    block: int = 1
-    activation_scale: str = "e4m3"
-    weight_group: int = 16
-    shared_taps: bool = False
-    static: bool = False
-    skips: str = "centred"
+    policy: Policy
+    mxint8: object = "paper"
+    executed: bool = False
 
 
-FINEST = "A: the same, first block MXINT8"
-PIXEL = "A, all channels x 1 px, weights (k, tap, all channels): pixel scale"
-PIXEL_SCALE = {"group": None, "weight_group": None}
-ROWS = (
-    Row(name="first and last two convs MXINT8, input 8 bits; 16 ch x 1 px, weights (k, tap, 16)",
-        input_bits=8, first_block=False),
-    Row(name="the same, input 16 bits", first_block=False),
-    Row(name=FINEST),
-    Row(name="A, weights (k, 16), shared by taps", shared_taps=True),
-    Row(name="A, 16 ch x 4x4 px", block=4),
-    Row(name=PIXEL, **PIXEL_SCALE),
-    Row(name="pixel scale, power-of-two activation scales", activation_scale="power_of_two",
-        **PIXEL_SCALE),
-    Row(name="pixel scale, weights (k): one scale an output channel", shared_taps=True,
-        **PIXEL_SCALE),
-    Row(name="A, all channels x 2x2 px, weights (k, tap, all channels)", block=2, **PIXEL_SCALE),
-    Row(name="A, 1x1 layers 4 bits without taking out channel means", skips="plain"),
-    Row(name="pixel scale, 1x1 layers 4 bits without taking out channel means", skips="plain",
-        **PIXEL_SCALE),
-    Row(name="A, 1x1 layers MXINT8", skips="mxint8"),
-    Row(name="pixel scale, 1x1 layers MXINT8", skips="mxint8", **PIXEL_SCALE),
-    Row(name="A, one static scale a channel", static=True),
-    Row(name="A, one dynamic scale a tensor", group=None, block=None),
+def scales(name, **options):
+    """A row whose 4-bit layers have these scales."""
+    return Row(name=name, policy=Policy(name="", **options))
+
+
+FINE = {"group": 16, "weight_group": 16}
+INTEGER = {"scale": "int4", "level": "image", "weight_scale": "int4", "weight_level": "channel"}
+FINEST = "16 ch x 1 px, weights (k, tap, 16)"
+PIXEL = "all ch x 1 px, weights (k, tap, all): pixel scale"
+EXECUTED = "pixel scale as executed: 16-bit results and window of exponents too"
+GRANULARITY = (
+    scales(FINEST, **FINE),
+    scales("16 ch x 1 px, weights (k, 16), shared by taps", weight_taps="shared", **FINE),
+    scales("16 ch x 1 px, 4-bit integer scales of both: VS-Quant", **FINE, **INTEGER),
+    scales("16 ch x 4x4 px, weights (k, tap, 16)", block=4, **FINE),
+    scales("16 ch x 4x4 px, weights (k, 16), shared by taps", block=4, weight_taps="shared",
+           **FINE),
+    scales("32 ch x 1 px, weights (k, tap, 32)", group=32, weight_group=32),
+    scales("64 ch x 1 px, weights (k, tap, 64)", group=64, weight_group=64),
+    scales(PIXEL),
+    scales("pixel scale, network input in 8 bits", input_bits=8),
+    scales("pixel scale, 1x1 layers without taking out channel means", skips="plain"),
+    scales("pixel scale, weights (k): one scale an output channel", weight_taps="shared"),
+    scales("pixel scale, power-of-two activation scales", scale="power_of_two"),
+    scales("pixel scale, power-of-two scales of both", scale="power_of_two",
+           weight_scale="power_of_two"),
+    scales("pixel scale, 4-bit integer scales of both", **INTEGER),
+    scales("all ch x 2x2 px, weights (k, tap, all)", block=2),
+    scales("all ch x 4x4 px, weights (k), shared by taps", block=4, weight_taps="shared"),
+    scales("one dynamic scale an image, weights (k, tap, all)", block=None),
+    scales("one static scale a time step, weights (k, tap, all)", static="step"),
+    scales("one static scale a channel, weights (k, tap, all)", static="channel"),
+    scales("one static scale, weights (k, tap, all)", static="tensor"),
+    Row(name=EXECUTED, policy=POLICIES["mixed"], executed=True),
 )
-SHIPPED = "pixel scale as executed: 16-bit results and window of exponents too"
+SKIPS = dataclasses.replace(POLICIES["mixed"], skips="mxint8")
+CHOICE = (
+    Row(name="none", policy=POLICIES["mixed"], mxint8="none"),
+    Row(name="the paper's rule: first block, last two 3x3 convolutions", policy=POLICIES["mixed"]),
+    Row(name="all 1x1 layers without activation", policy=SKIPS, mxint8="none"),
+    Row(name="the paper's rule and these", policy=SKIPS),
+    *(Row(name=f"by sensitivity, budget {budget:.1%}", policy=POLICIES["mixed"], mxint8=budget)
+      for budget in BUDGETS),
+)
+FOUR = ("int4", "int4-channel", "int4-vsq", "int4-fp8", "uint4-fp8")
+COMPARED = (
+    *(Row(name=name, policy=POLICIES[name], mxint8="none") for name in POLICIES if name != "mixed"),
+    *(Row(name=f"{name}, most sensitive layers MXINT8", policy=POLICIES[name],
+          mxint8=sensitivity.BUDGET) for name in FOUR),
+)
+TABLES = {"granularity": GRANULARITY, "mxint8": CHOICE, "policies": COMPARED}
 
 
-class FakeQuantized:
-    """The Precond `model` with the layers' operands rounded as `row` says.
+class Study:
+    """A model, what its calibrations found, and the images that it is measured on."""
 
-    `amax` is a dict by layer of the largest magnitude of each input channel, (Cin,).
-    """
+    def __init__(self, model, images, *, seed=0, calibration_images=CALIBRATION_IMAGES,
+                 steps=STEPS):
+        self.model = model.half().float().eval().requires_grad_(False)
+        self.options = {"images": calibration_images, "steps": steps}
+        self.shapes = layer_shapes(model.unet)
+        self.calibrations, self.found = {}, None
+        generator = torch.Generator().manual_seed(seed)
+        sigma = (torch.randn(len(images), generator=generator) * P_STD + P_MEAN).exp()
+        sigma = sigma.clamp(model.sigma_min, model.sigma_max)
+        noise = torch.randn(images.shape, generator=generator)
+        self.batches = list(zip(images.split(BATCH), sigma.split(BATCH), noise.split(BATCH)))
+        self.right, self.reference = self.losses(self.model)
 
-    def __init__(self, model, row, amax):
-        self.model, self.row = model, row
-        self.amax = amax
-        self.formats = formats(model.unet)
-        if not row.first_block:
-            first = f"encoder.{next(iter(model.unet.encoder))}."
-            for layer in model.unet.layers():
-                if layer.name.startswith(first):
-                    self.formats[layer.name] = Format.A4U if layer.relu else Format.A4S
-        if row.skips == "mxint8":
-            self.formats |= {layer.name: Format.MX8 for layer in model.unet.layers()
-                             if centred(layer)}
-        self.weights = {layer.name: self.weight(layer) for layer in model.unet.layers()}
-        self.zeros = {}        # by layer: zero codes and codes seen
+    def losses(self, denoise):
+        """EDM's losses (N,) and denoised images of all batches; `denoise` is like the Precond."""
+        outputs, losses = [], []
 
-    def wide(self, layer):
-        return self.formats[layer.name] in (Format.MX8, Format.IN16)
+        class Stand:
+            sigma_data = self.model.sigma_data
 
-    def weight(self, layer):
-        if self.wide(layer):
-            return mxint8.fake_quantize(layer.weight)
-        return w4.fake_quantize(layer.weight, group=self.row.weight_group,
-                                shared_taps=self.row.shared_taps)
+            def __call__(self, x, sigma):
+                outputs.append(denoise(x, sigma))
+                return outputs[-1]
 
-    def activation(self, layer, x):
-        row, amax = self.row, self.amax[layer.name]
-        if self.formats[layer.name] == Format.IN16 and row.input_bits == 16:
-            return mxint8.fake_quantize_input(
-                x, mxint8.input_scale(amax.max().item() * ACTIVATION_HEADROOM))
-        if self.wide(layer):
-            return mxint8.fake_quantize(x)
-        signed = self.formats[layer.name] == Format.A4S
-        if row.static:
-            x = a4.fake_quantize_static(x, signed, amax / a4.largest(signed))
+        with torch.no_grad():
+            for images, sigma, noise in self.batches:
+                losses.append(edm_loss(Stand(), images, sigma, noise))
+        return torch.cat(losses).double(), torch.cat(outputs)
+
+    def calibration(self, wanted):
+        """Calibration for a policy: policies share one where they look at the same numbers."""
+        key = (wanted.skips == "plain", wanted.clip and (wanted.codes, wanted.unsigned))
+        if key not in self.calibrations:
+            self.calibrations[key] = calibrate(
+                self.model, policy.formats(self.model.unet, wanted), wanted, **self.options)
+        return self.calibrations[key]
+
+    def wide(self, mxint8):
+        """Names of a row's layers in MXINT8."""
+        if mxint8 == "paper":
+            return policy.paper(self.model.unet)
+        if mxint8 == "none":
+            return set()
+        if self.found is None:
+            mixed = POLICIES["mixed"]
+            self.found = sensitivity.measure(self.model, mixed, self.calibration(mixed))
+        return sensitivity.pick(self.found, mxint8)
+
+    def measure(self, row):
+        """What the row costs, a dict; see `study`."""
+        names = policy.formats(self.model.unet, row.policy, self.wide(row.mxint8))
+        if row.executed:
+            quantized = quantize_model(self.model, {}, policy=row.policy.name, mxint8=row.mxint8,
+                                       **self.options)
         else:
-            scale = a4.static_scale(amax.max().item() * ACTIVATION_HEADROOM, signed)
-            x = a4.fake_quantize(x, signed, scale, group=row.group, block=row.block,
-                                 scale=row.activation_scale)
-        zeros, total = self.zeros.get(layer.name, (0, 0))
-        self.zeros[layer.name] = zeros + int((x == 0).sum()), total + x.numel()
-        return x
+            quantized = FakeQuantized.from_calibration(
+                self.model, row.policy, names, self.calibration(row.policy))
+        zeros, seen = {}, {}
 
-    def __call__(self, x, sigma):
-        def run(layer, segments, embedding, residual, gain, modulation):
-            x, constant = layer.prologue(segments, modulation), layer.bias[None, :, None, None]
-            if centred(layer) and self.row.skips == "centred":
-                mean = x.mean((2, 3), keepdim=True)
-                x, constant = x - mean, constant + functional.conv2d(mean, layer.weight)
-            x = self.activation(layer, x)
-            out = functional.conv2d(x, self.weights[layer.name], padding=layer.kernel // 2)
-            out = out + constant
-            out = out if embedding is None else out + embedding[:, :, None, None]
-            return (out if residual is None else out + residual) * gain
+        def observe(name, x):
+            zeros[name] = zeros.get(name, 0) + int((x == 0).sum())
+            seen[name] = seen.get(name, 0) + x.numel()
 
-        with executing(self.model.unet, run):
-            return self.model(x, sigma)
-
-    def zero_fraction(self):
-        """Share of the 4-bit layers' MACs whose activation code is 0."""
-        macs = {shape.name: shape.macs for shape in layer_shapes(self.model.unet)}
-        zero = sum(macs[name] * zeros / total for name, (zeros, total) in self.zeros.items())
-        return zero / sum(macs[name] for name in self.zeros)
+        losses, outputs = self.losses(lambda x, sigma: quantized(x, sigma, on_input=observe))
+        narrow = [shape for shape in self.shapes if names[shape.name][:2] == "A4"]
+        macs = sum(shape.macs for shape in narrow)
+        bits, half = policy.memory(row.policy, names, self.shapes)
+        return {
+            "name": row.name, "sqnr_db": round(sqnr(self.reference, outputs), 3),
+            "loss": round((losses.mean() / self.right.mean() - 1).item(), 5),
+            "loss_error": round(((losses - self.right).std() / math.sqrt(len(losses))
+                                 / self.right.mean()).item(), 5),
+            "zero_fraction": round(sum(shape.macs * zeros[shape.name] / seen[shape.name]
+                                       for shape in narrow) / macs, 4) if macs else None,
+            "mxint8": round(policy.macs_share(names, self.shapes), 5),
+            "scale_operations": round(policy.scale_operations(row.policy, names, self.shapes), 3),
+            "compute_saved": round(1 - policy.cost(names, self.shapes), 4),
+            "memory_saved": round(1 - bits / half, 4)}
 
 
-def channel_amax(model, images=CALIBRATION_IMAGES, steps=STEPS):
-    """Largest magnitude of each input channel in a sampling run: (Cin,) by layer.
-
-    Channel means are taken out where the layer may have it so.
-    """
-    amax = {}
-
-    def run(layer, segments, embedding, residual, gain, modulation):
-        x = layer.prologue(segments, modulation)
-        if centred(layer):
-            x = x - x.mean((2, 3), keepdim=True)
-        found = x.abs().amax((0, 2, 3))
-        amax[layer.name] = torch.maximum(amax.get(layer.name, found), found)
-        return layer(segments, embedding, residual, gain, modulation)
-
-    with executing(model.unet, run):
-        sample(model, draw_noise(images, model.architecture), steps)
-    return amax
-
-
-@torch.no_grad()
-def measure(model, denoise, batches):
-    """Losses (N,) and denoised images of all `batches` [(images, sigma, noise)].
-
-    `denoise` is called like the Precond `model` that it stands for.
-    """
-    class Stand:
-        sigma_data = model.sigma_data
-
-        def __call__(self, x, sigma):
-            outputs.append(denoise(x, sigma))
-            return outputs[-1]
-
-    outputs, losses = [], []
-    for images, sigma, noise in batches:
-        losses.append(edm_loss(Stand(), images, sigma, noise))
-    return torch.cat(losses).double(), torch.cat(outputs)
-
-
-def study(model, images, *, rows=ROWS, seed=0, calibration_images=CALIBRATION_IMAGES,
+def study(model, images, *, rows=GRANULARITY, seed=0, calibration_images=CALIBRATION_IMAGES,
           steps=STEPS, progress=None):
-    """Measure all `rows`, and the QuantizedModel itself, on `images` at random noise levels.
+    """Measure all `rows` on `images` at random noise levels.
 
     Parameters
     ----------
-    model : Precond
+    model : Precond; its weights are first rounded to half precision, in place
     images : (N, C, H, W) in [-1, 1], held out from training
     seed : of noise levels (EDM's lognormal ones) and noise
     progress : callable (rows done, rows) or None
 
-    Returns a list of dicts with ``name``, ``sqnr_db`` of the denoiser's output, ``loss`` (EDM's
-    loss over float's, less 1), ``loss_error`` (its standard error) and ``zero_fraction``; float
-    comes first, with its own EDM loss as ``edm_loss``.
+    Returns a list of dicts with ``name``; ``sqnr_db`` of the denoiser's output; ``loss`` (EDM's
+    loss over float's, less 1) and ``loss_error`` (its standard error); ``zero_fraction`` of the
+    4-bit layers' activations, weighted by MACs; ``mxint8``, share of the MACs; and
+    ``scale_operations``, ``compute_saved`` and ``memory_saved`` of `golden.policy`. Float comes
+    first, with its own EDM loss as ``edm_loss``.
     """
-    model = model.eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    sigma = (torch.randn(len(images), generator=generator) * P_STD + P_MEAN).exp()
-    sigma = sigma.clamp(model.sigma_min, model.sigma_max)
-    noise = torch.randn(images.shape, generator=generator)
-    batches = list(zip(images.split(BATCH), sigma.split(BATCH), noise.split(BATCH)))
-    amax = channel_amax(model, calibration_images, steps)
-    right, reference = measure(model, model, batches)
-    table = [{"name": "float", "sqnr_db": None, "loss": 0.0, "loss_error": 0.0,
-              "zero_fraction": None, "edm_loss": right.mean().item()}]
-
-    def add(name, denoise, zero_fraction):
-        losses, outputs = measure(model, denoise, batches)
-        table.append({
-            "name": name, "sqnr_db": round(sqnr(reference, outputs), 3),
-            "loss": round((losses.mean() / right.mean() - 1).item(), 5),
-            "loss_error": round(((losses - right).std() / math.sqrt(len(losses))
-                                 / right.mean()).item(), 5),
-            "zero_fraction": round(zero_fraction(), 4)})
-        if progress is not None:
-            progress(len(table) - 1, len(rows) + 1)
-
+    bench = Study(model, images, seed=seed, calibration_images=calibration_images, steps=steps)
+    table = [{"name": "float", "edm_loss": bench.right.mean().item()}]
     for row in rows:
-        quantized = FakeQuantized(model, row, amax)
-        add(row.name, quantized, quantized.zero_fraction)
-    whole = quantize_model(model, {}, images=calibration_images, steps=steps)
-    seen = {}
-
-    def observe(name, x):
-        zeros, total = seen.get(name, (0, 0))
-        seen[name] = zeros + int((x == 0).sum()), total + x.numel()
-
-    def zero_fraction():
-        four = [item for item in whole.layers.values() if item.sparse_capable]
-        return (sum(item.macs * seen[item.name][0] / seen[item.name][1] for item in four)
-                / sum(item.macs for item in four))
-
-    add(SHIPPED, lambda x, sigma: whole(x, sigma, observe), zero_fraction)
+        table.append(bench.measure(row))
+        if progress is not None:
+            progress(len(table) - 1, len(rows))
     return table
+
+
+def fitting(rows, unet):
+    """The rows that the network can have: unsigned codes need ReLU."""
+    relu = any(layer.relu for layer in unet.layers())
+    return tuple(row for row in rows if relu or row.policy.name != "uint4-fp8")
 
 
 def decide(table):
     """The granularity that the table of `study` justifies, as one sentence."""
-    losses = {row["name"]: row["loss"] for row in table}
+    losses = {row["name"]: row["loss"] for row in table if "loss" in row}
     excess = losses[PIXEL] - losses[FINEST]
     kept = excess <= TOLERANCE
     return (f"pixel scale costs {100 * losses[PIXEL]:+.1f} % of loss, the finest granularity "
@@ -265,37 +231,49 @@ def decide(table):
 
 def markdown(table):
     """The table of `study` as Markdown."""
-    lines = ["| W4A4 in the other layers | SQNR dB | loss | zero codes |", "|---|---|---|---|"]
+    heads = ("", "SQNR dB", "loss", "zero codes", "MXINT8", "scale operations", "compute saved",
+             "memory saved")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in table[1:]:
+        zeros = "-" if row["zero_fraction"] is None else f"{row['zero_fraction']:.3f}"
         lines.append(f"| {row['name']} | {row['sqnr_db']:.1f} "
                      f"| {100 * row['loss']:+.1f} ± {100 * row['loss_error']:.1f} % "
-                     f"| {row['zero_fraction']:.3f} |")
+                     f"| {zeros} | {100 * row['mxint8']:.1f} % | {row['scale_operations']:.1f} "
+                     f"| {100 * row['compute_saved']:.1f} % | {100 * row['memory_saved']:.1f} % |")
     return "\n".join(lines)
 
 
 def main(arguments=None):
-    """The command: measure, print the table and the decision, write JSON."""
+    """The command: measure, print the tables and the decision, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m golden.study", description=__doc__)
     parser.add_argument("model", help="shipped name or path of a model file")
     parser.add_argument("--data", help="folder of the data set (or SQDM_DATA)")
     parser.add_argument("--json", help="file to write the measurements to")
     parser.add_argument("--images", type=int, default=512, help="held-out images")
+    parser.add_argument("--table", choices=TABLES, help="only this table")
     options = parser.parse_args(arguments)
     try:
-        path = resolve(options.model)
-        model, record = load_model(path)
+        model, record = load(options.model)
         if options.images < 2:
             raise ValueError(f"images must be at least 2, not {options.images!r}")
         pixels = data.load(record.get("data"), options.data, "test").pixels[:options.images]
+        wanted = {name: fitting(rows, model.unet) for name, rows in TABLES.items()
+                  if options.table in (None, name)}
         with rich.progress.Progress() as bar:
             task = bar.add_task("study", total=1)
-            table = study(model, data.to_float(pixels),
-                          progress=lambda done, total: bar.update(task, completed=done / total))
-        print(markdown(table))
-        print(decide(table))
+            measured = study(model, data.to_float(pixels),
+                             rows=[row for rows in wanted.values() for row in rows],
+                             progress=lambda done, total: bar.update(task, completed=done / total))
+        first, following = measured[0], iter(measured[1:])
+        tables = {name: [first, *(next(following) for _ in rows)]
+                  for name, rows in wanted.items()}
+        result = {"model": str(options.model), "images": len(pixels), "tables": tables}
+        for name, table in tables.items():
+            print(f"\n{name}: EDM loss of float {first['edm_loss']:.5f}\n\n{markdown(table)}")
+            if name == "granularity":
+                result["decision"] = decide(table)
+                print(f"\n{result['decision']}")
         if options.json:
-            result = {"model": str(options.model), "record": record, "images": len(pixels),
-                      "rows": table, "decision": decide(table)}
             replace_file(options.json, lambda temporary: temporary.write_text(
                 json.dumps(result, indent=2) + "\n"))
     except (ValueError, OSError) as error:

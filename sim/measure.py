@@ -34,7 +34,7 @@ def measure(source, *, names=PRESETS, evaluation=EVALUATION, layers="*"):
     names : of presets, the first of which decides V and thresholds
     evaluation, layers : what is run
     """
-    model = quantize.load(source)
+    model = quantize.load_executable(source)
     chosen = select_layers(layers, model)
     with task("activations"):
         calls = list(layer_calls(model, presets.load(names[0]), [evaluation], chosen))

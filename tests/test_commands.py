@@ -71,11 +71,74 @@ def test_quantize_and_sample(command, small_model_file, tmp_path):
     (lambda data: data[:1000], r".*must be a whole safetensors file \(.*\)"),
     (lambda data: b"\x80\x04K\x01.", r".*must be a whole safetensors file \(.*\)"),
 ], ids=["truncated", "pickle"])
-@pytest.mark.parametrize("name", ["info", "simulate", "sample"])
+@pytest.mark.parametrize("name", ["simulate", "sample"])
 def test_damaged_model(command, name, content, line, small_model_file, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(content(small_model_file.read_bytes()))
     expect_refusal(command(name, tmp_path / "bad.safetensors"), line)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
+
+
+def test_info_of_what_is_no_model(command, tmp_path):
+    (tmp_path / "bad.pkl").write_bytes(b"\x80\x04K\x01.")
+    expect_refusal(command("info", tmp_path / "bad.pkl"), rf"{tmp_path}/bad\.pkl: .*")
+
+
+def test_info_of_a_float_model(command, small_model_file, tmp_path):
+    network, _ = load_model(small_model_file)
+    save_model(tmp_path / "float.safetensors", network, {"recipe": "random"})
+    status, out, _ = command("info", tmp_path / "float.safetensors", "--json", tmp_path / "i.json")
+    assert status == 0
+    facts = json.loads((tmp_path / "i.json").read_text())
+    assert {layer["format"] for layer in facts["layers"]} == {None}
+    assert f"{facts['parameters']:,} parameters; " in out and "; float\n" in out
+    assert facts["macs_by_kind"]["convolution"] == facts["macs"]
+
+
+def test_quantize_by_a_policy(command, small_model_file, tmp_path):
+    """Every policy has a file; what needs integers refuses those that the accelerator lacks."""
+    network, _ = load_model(small_model_file)
+    save_model(tmp_path / "float.safetensors", network, {"recipe": "random"})
+    quantize = ("quantize", tmp_path / "float.safetensors", "--out", tmp_path / "q.safetensors",
+                "--images", 1, "--steps", 2, "--json", tmp_path / "q.json")
+    status, out, _ = command(*quantize, "--policy", "int4-vsq", "--mxint8", "last")
+    assert status == 0 and "policy int4-vsq" in out and "saved against FP16: " in out
+    found = json.loads((tmp_path / "q.json").read_text())
+    assert found["formats"]["last"] == "MX8" and not found["executable"]
+    assert {"seconds", "peak_memory_mib", "compute_saved", "memory_saved"} <= set(found)
+    for layer in found["layers"]:
+        assert re.search(rf"{re.escape(layer['name'])} .*{layer['format']} .*{layer['macs']:,} ",
+                         out)
+    status, out, _ = command("info", tmp_path / "q.safetensors")
+    assert status == 0 and "quantized by policy int4-vsq" in out
+    for name in ("simulate", "trace"):
+        options = ("--out", tmp_path / "trace.npz") if name == "trace" else ()
+        expect_refusal(command(name, tmp_path / "q.safetensors", *options),
+                       r".*must be in formats that the accelerator has, not by policy int4-vsq")
+
+
+def test_quantize_by_sensitivity(command, small_model_file, tmp_path):
+    status, _, _ = command("quantize", small_model_file, "--out", tmp_path / "q.safetensors",
+                           "--images", 1, "--steps", 2, "--json", tmp_path / "q.json",
+                           "--mxint8", "auto", "--budget", 0.2, "--picture", tmp_path / "q.png")
+    assert status == 0
+    assert 0 < json.loads((tmp_path / "q.json").read_text())["mxint8"] <= 0.2
+    with Image.open(tmp_path / "q.png") as picture:
+        assert picture.width > 400
+
+
+@pytest.mark.parametrize(("options", "line"), [
+    (["--policy", "int5"], r"policy must be one of fp16, .*, not 'int5'"),
+    (["--mxint8", "absent"], r"mxint8 must be paper, none, auto, or .*, not 'absent'"),
+    (["--policy", "int8", "--mxint8", "paper"], r"mxint8 must be none for policy int8, .*"),
+    (["--mxint8", "none", "--budget", "0.1"], r"budget must be given with mxint8 auto only, .*"),
+    (["--mxint8", "none", "--picture", "p.png"],
+     r"picture must be given with --mxint8 auto only, not 'none'"),
+    (["--label", "1"], r"label must not be given: the network has no classes, not 1"),
+])
+def test_quantize_refuses(command, options, line, small_model_file, tmp_path):
+    expect_refusal(command("quantize", small_model_file, "--out", tmp_path / "q.safetensors",
+                           *options), line)
+    assert not list(tmp_path.iterdir())
 
 
 def test_model_with_nan(command, small_model_file, tmp_path):

@@ -10,12 +10,15 @@ import torch
 
 from golden import checkpoint, detector, layer, quantize
 from golden.checkpoint import ModelError
+from golden.fake import one_hot
 from golden.network import Precond
+from golden.policy import POLICIES
 from golden.quantized_network import (
     centred, evaluate, executing, layer_calls, prepare, trajectory)
 from golden.recipes import mnist32
 from golden.requantizer import Format, slots
 from golden.sampler import draw_noise, evaluations, sample
+from tests import networks
 
 # Both resampling directions, concatenated skips that end inside a word, and attention.
 ARCHITECTURE = dataclasses.replace(mnist32.architecture, resolution=8, model_channels=12,
@@ -89,13 +92,6 @@ def test_policy_with_attention(model):
         "decoder.8x8_block1.skip": "A4S", "last": "MX8"}
 
 
-def test_silu_is_refused():
-    silu = Precond(dataclasses.replace(ARCHITECTURE, activation="silu"))
-    with pytest.raises(ModelError, match=r"^model: activation must be relu to be quantized, "
-                                         r"not 'silu'$"):
-        quantize.quantize_model(silu, {})
-
-
 @pytest.mark.parametrize("vector", [16, 32])
 def test_executions_agree_layer_by_layer(model, vector):
     """On the same input, a layer's integers are its fake quantization within 40 dB.
@@ -109,7 +105,7 @@ def test_executions_agree_layer_by_layer(model, vector):
     def run(network_layer, segments, embedding, residual, gain, modulation):
         item = model.layers[network_layer.name]
         right = model.run_layer(network_layer, segments, embedding, residual, gain,
-                                inputs.__setitem__)
+                                modulation, inputs.__setitem__)
         call = layer.LayerCall(
             item.name, 0, *prepare(item, network_layer, segments, residual, gain, 0, vector))
         result = layer.run(call, torch.zeros(call_slots(call, vector), dtype=torch.bool), vector)
@@ -308,7 +304,7 @@ def test_float_file_is_not_quantized(float_path):
 
 
 def test_unknown_model():
-    with pytest.raises(ModelError, match=r"^model must be one of .* or an existing file, "
+    with pytest.raises(ModelError, match=r"^model must be one of .* or an existing file or folder, "
                                          r"not 'mnist33'$"):
         quantize.load("mnist33")
 
@@ -358,7 +354,7 @@ def test_damaged_tensor(path, field, change, text):
 
 
 @pytest.mark.parametrize("field, value, text", [
-    ("format", "A4S", f"format of {CONV1} must be A4U, not 'A4S'"),
+    ("format", "A4S", f"format of {CONV1} must be A4U or MX8, not 'A4S'"),
     ("tensor_scale", 0, f"tensor_scale of {CONV1} must be a positive number, not 0"),
     ("tensor_scale", None, f"tensor_scale of {CONV1} must be a positive number, not None"),
     ("align_shift", 32, f"align_shift of {CONV1} must be an integer in 0..31, not 32"),
@@ -367,7 +363,7 @@ def test_damaged_tensor(path, field, change, text):
     ("segment_exponents", [1, 2],
      f"segment_exponents of {CONV1} must be 1 integers, not [1, 2]"),
     ("prologue_exponent", -9,
-     (f"prologue_exponent of {CONV1} must be there if the layer resamples, "
+     (f"prologue_exponent of {CONV1} must be there if the host makes its input, "
       "and only then")),
 ])
 def test_damaged_number(path, field, value, text):
@@ -375,12 +371,34 @@ def test_damaged_number(path, field, value, text):
     expect(path, text)
 
 
+def test_version_1(path, model):
+    """Files from before there were policies: those of the policy mixed."""
+    def edit(tensors, record):
+        record["version"] = 1
+        del record["policy"], record["label"]
+
+    damage(path, edit)
+    loaded = quantize.load(path)
+    assert loaded.policy == POLICIES["mixed"] and loaded.label is None
+    assert all(equal_calls(loaded.layers[name], item) for name, item in model.layers.items())
+
+
+@pytest.mark.parametrize(("field", "value", "text"), [
+    ("policy", {}, r"policy must be an object with the fields name, .*"),
+    ("label", 0, r"label must not be given: the network has no classes, not 0"),
+])
+def test_damaged_policy(path, field, value, text):
+    damage(path, lambda tensors, record: record.update({field: value}))
+    with pytest.raises(ModelError, match=f"^{re.escape(str(path))}: {text}$"):
+        quantize.load(path)
+
+
 def test_damaged_head(path):
     damage(path, lambda tensors, record: record.update(steps=0))
     expect(path, "steps must be an integer in 1..1000, not 0")
-    damage(path, lambda tensors, record: record.update(steps=STEPS, version=2))
-    expect(path, "version of the quantized part must be 1, not 2")
-    damage(path, lambda tensors, record: record.update(version=1, layers={}))
+    damage(path, lambda tensors, record: record.update(steps=STEPS, version=3))
+    expect(path, "version of the quantized part must be 1 or 2, not 3")
+    damage(path, lambda tensors, record: record.update(version=2, layers={}))
     expect(path, "quantized layers must be those of the network")
 
 
@@ -394,6 +412,85 @@ def test_missing_number(path):
     with pytest.raises(ModelError, match=r"^.*: metadata of the quantized part must be whole "
                                          r"\(KeyError: 'exponent'\)$"):
         quantize.load(path)
+
+
+@pytest.mark.parametrize("name", ["silu", "residual", "skip", "adm", "diffusers"])
+def test_families(name, tmp_path):
+    """Both executions of every family, from the file: equally far from float."""
+    label = 2 if name == "adm" else None
+    model = quantize.quantize_model(networks.make(name), {}, policy="mxint8", images=1, steps=2,
+                                    label=label)
+    path = tmp_path / "model.safetensors"
+    quantize.save(model, path)
+    loaded = quantize.load(path)
+    assert loaded.label == label and loaded.policy == model.policy
+    for one, other in zip(loaded.layers.values(), model.layers.values(), strict=True):
+        assert equal_calls(one, other)
+    assert {item.name for item in loaded.layers.values() if item.modulation is not None} == {
+        layer for layer in model.layers if name == "adm" and layer.endswith(".conv1")}
+    _, states = trajectory(loaded, draw_noise(1, model.architecture, 3))
+    labels = one_hot(label, model.architecture)
+    for evaluation, x in zip(loaded.schedule, states, strict=True):
+        right = loaded.float_model(x, evaluation.sigma, labels)
+        integer = quantize.sqnr(right, evaluate(loaded, x, evaluation.index).denoised)
+        fake = quantize.sqnr(right, loaded(x, evaluation.sigma))
+        assert min(integer, fake) > 20 and abs(integer - fake) < 3
+
+
+@pytest.mark.parametrize("policy", ["int4-vsq", "int8", "int4"])
+def test_policies_without_integers(policy, tmp_path):
+    model = quantize.quantize_model(make(), {"recipe": "tiny"}, policy=policy, images=1, steps=2,
+                                    mxint8="last" if policy == "int4-vsq" else None)
+    assert (model.formats["last"] == "MX8") == (policy == "int4-vsq")
+    path = tmp_path / "model.safetensors"
+    quantize.save(model, path)
+    loaded = quantize.load(path)
+    assert loaded.formats == model.formats and loaded.policy == model.policy
+    assert loaded.record == model.record and loaded.clips == model.clips
+    x = draw_noise(1, model.architecture, 3)
+    assert quantize.sqnr(model(x, 1.0), loaded(x, 1.0)) > 60
+    for name, amax in model.amax.items():
+        assert torch.equal(loaded.amax[name], amax)
+    with pytest.raises(ModelError, match=rf"^{re.escape(str(path))}: must be in formats that the "
+                                         rf"accelerator has, not by policy {policy}$"):
+        quantize.load_executable(path)
+    damage(path, lambda tensors, record: record["layers"]["last"].update(clip=2.0))
+    expect(path, "clip of last must be a number above 0 and at most 1, not 2.0")
+    damage(path, lambda tensors, record: (
+        record["layers"]["last"].update(clip=1.0),
+        tensors["quantized.last.amax"].fill_(float("nan"))))
+    with pytest.raises(ModelError, match=r"tensor quantized.last.amax must be in 0\.\.1e\+30, "):
+        quantize.load(path)
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"policy": "int5"}, r"policy must be one of fp16, .*, not 'int5'"),
+    ({"policy": "int8", "mxint8": "paper"}, r"mxint8 must be none for policy int8, not 'paper'"),
+    ({"mxint8": "absent"}, r"mxint8 must be paper, none, auto, or .*, not 'absent'"),
+    ({"mxint8": "paper", "budget": 0.1},
+     r"budget must be given with mxint8 auto only, not with 'paper'"),
+    ({"mxint8": "auto", "budget": 2}, r"budget must be in 0\.\.1, not 2"),
+    ({"label": 1}, r"label must not be given: the network has no classes, not 1"),
+])
+def test_bad_options(options, text):
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        quantize.quantize_model(make(), {}, images=1, steps=2, **options)
+
+
+def test_summary(model):
+    found = quantize.summary(model)
+    assert found["policy"] == "mixed" and found["executable"]
+    by_name = {layer["name"]: layer for layer in found["layers"]}
+    assert {name: layer["format"] for name, layer in by_name.items()} == model.formats
+    assert found["macs"] == sum(item.macs for item in model.layers.values())
+    assert by_name["encoder.4x4_down.conv1"]["activation_bits"] == pytest.approx(4.6667)
+    four, eight, sixteen = (sum(
+        item.macs for item in model.layers.values() if item.format in group) / found["macs"]
+        for group in ((Format.A4U, Format.A4S), (Format.MX8,), (Format.IN16,)))
+    assert found["compute_saved"] == pytest.approx(1 - four / 4 - eight / 2 - sixteen, abs=1e-4)
+    assert found["mxint8"] == pytest.approx(eight, abs=1e-5)
+    assert 0.5 < found["memory_saved"] < 0.75
+    assert all(layer["sqnr_db"] > 5 for layer in found["layers"])
 
 
 def test_bad_evaluation(model):

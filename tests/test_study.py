@@ -1,4 +1,4 @@
-"""The granularity study: its rows on a tiny network, its table and its command."""
+"""The study of formats: its rows on a tiny network, its table and its command."""
 
 import dataclasses
 import json
@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
-from golden import checkpoint, study
+from golden import checkpoint, policy, study
+from golden.fake import round_activation
 from golden.network import Precond
+from golden.policy import Policy
 from golden.recipes import mnist32
-from golden.requantizer import Format
 
 ARCHITECTURE = dataclasses.replace(mnist32.architecture, resolution=8, model_channels=32,
                                    channel_mult=(1,))
@@ -31,58 +32,68 @@ def images():
 
 
 def test_rows_differ_as_their_names_say():
-    rows = {row.name: dataclasses.replace(row, name="") for row in study.ROWS}
-    assert len(set(rows.values())) == len(study.ROWS) == 15
-    finest, pixel = rows[study.FINEST], rows[study.PIXEL]
-    assert finest == study.Row(name="")
-    assert pixel == study.Row(name="", group=None, weight_group=None)
+    for rows in study.TABLES.values():
+        assert len({row.name for row in rows}) == len(rows)
+        assert len({dataclasses.replace(row, name="") for row in rows}) == len(rows)
+    rows = {row.name: row for row in study.GRANULARITY}
+    assert rows[study.PIXEL].policy == Policy(name="")
+    assert rows[study.FINEST].policy == Policy(name="", group=16, weight_group=16)
 
 
 def test_study(model, images):
-    table = study.study(model, images, calibration_images=1, steps=2)
-    names = [row.name for row in study.ROWS]
-    assert [row["name"] for row in table] == ["float", *names, study.SHIPPED]
+    rows = [*study.GRANULARITY, *study.CHOICE[:1], *study.CHOICE[-2:], *study.COMPARED[-5:]]
+    table = study.study(model, images, rows=rows, calibration_images=1, steps=2)
+    assert [row["name"] for row in table] == ["float", *(row.name for row in rows)]
     assert table[0]["edm_loss"] > 0
     for row in table[1:]:
-        assert row["sqnr_db"] > 5 and abs(row["loss"]) < 1 and row["loss_error"] > 0
-        assert 0 < row["zero_fraction"] < 1
+        assert row["sqnr_db"] > 2 and abs(row["loss"]) < 2 and row["loss_error"] > 0
+        assert 0 < row["zero_fraction"] < 1 and row["mxint8"] < 0.6
+        assert 0.4 < row["memory_saved"] < row["compute_saved"] + 0.1 < 0.9
     by_name = {row["name"]: row for row in table}
     # The stored 16-bit results change little beside 4 bits.
-    assert by_name[study.SHIPPED]["sqnr_db"] == pytest.approx(
+    assert by_name[study.EXECUTED]["sqnr_db"] == pytest.approx(
         by_name[study.PIXEL]["sqnr_db"], abs=1.5)
-    again = study.study(model, images, rows=study.ROWS[:1], calibration_images=1, steps=2)
+    none, *budgets = (by_name[row.name] for row in (study.CHOICE[0], *study.CHOICE[-2:]))
+    assert none["mxint8"] == 0
+    assert all(row["mxint8"] <= limit for row, limit in zip(budgets, study.BUDGETS[-2:]))
+    again = study.study(model, images, rows=rows[:1], calibration_images=1, steps=2)
     assert again[:2] == table[:2]
 
 
-def test_wide_layers_of_the_rows(model):
-    amax = study.channel_amax(model, 1, 2)
-    assert {name: tuple(value.shape) for name, value in amax.items()} == {
-        layer.name: (layer.cin,) for layer in model.unet.layers()}
-    for row, first_block in ((study.ROWS[0], Format.A4U), (study.ROWS[2], Format.MX8)):
-        quantized = study.FakeQuantized(model, row, amax)
-        assert quantized.formats["encoder.8x8_block0.conv0"] == first_block
-        assert quantized.formats["last"] == Format.MX8
-    # An 8-bit network input loses what a 16-bit one keeps.
-    x, amax = torch.full((1, 1, 1, 1), 1.003), {**amax, "first": torch.tensor([4.0])}
-    first = model.unet.first
-    errors = [(study.FakeQuantized(model, row, amax).activation(first, x) - x).abs().item()
-              for row in study.ROWS[:2]]
-    assert errors[1] < 1e-3 < errors[0]
+def test_input_of_8_bits_loses_what_16_keep(model):
+    x = torch.full((1, 1, 1, 1), 1.003)
+    rows = {row.name: row.policy for row in study.GRANULARITY}
+    errors = []
+    for name in (study.PIXEL, "pixel scale, network input in 8 bits"):
+        format = policy.formats(model.unet, rows[name])["first"]
+        rounded = round_activation(x, format, rows[name], torch.tensor([4.0]))
+        errors.append((rounded - x).abs().item())
+    assert errors[0] < 1e-3 < errors[1]
+
+
+def test_networks_without_relu():
+    silu = Precond(dataclasses.replace(ARCHITECTURE, activation="silu"))
+    names = [row.policy.name for row in study.fitting(study.COMPARED, silu.unet)]
+    assert "uint4-fp8" not in names and "int4-fp8" in names
 
 
 @pytest.mark.parametrize("pixel, words", [(0.025, "within the 2 allowed; pixel scale it is"),
                                           (0.035, "beyond the 2 allowed; take the finest")])
 def test_decision(pixel, words):
-    table = [{"name": study.FINEST, "loss": 0.01}, {"name": study.PIXEL, "loss": pixel}]
+    table = [{"name": "float"}, {"name": study.FINEST, "loss": 0.01},
+             {"name": study.PIXEL, "loss": pixel}]
     assert study.decide(table) == (
         f"pixel scale costs {100 * pixel:+.1f} % of loss, the finest granularity +1.0 %: "
         f"{100 * pixel - 1:.1f} points more, {words}")
 
 
 def test_markdown():
-    table = [{"name": "float"}, {"name": "a", "sqnr_db": 30.123, "loss": 0.0141,
-                                 "loss_error": 0.002, "zero_fraction": 0.61}]
-    assert study.markdown(table).splitlines()[2:] == ["| a | 30.1 | +1.4 ± 0.2 % | 0.610 |"]
+    table = [{"name": "float"},
+             {"name": "a", "sqnr_db": 30.123, "loss": 0.0141, "loss_error": 0.002,
+              "zero_fraction": 0.61, "mxint8": 0.031, "scale_operations": 9.0,
+              "compute_saved": 0.74, "memory_saved": 0.72}]
+    assert study.markdown(table).splitlines()[2:] == [
+        "| a | 30.1 | +1.4 ± 0.2 % | 0.610 | 3.1 % | 9.0 | 74.0 % | 72.0 % |"]
 
 
 @pytest.mark.parametrize("arguments, text", [
@@ -105,7 +116,7 @@ def test_command(tmp_path, data_folder, capsys):
     path, out = tmp_path / "model.safetensors", tmp_path / "study.json"
     checkpoint.save_model(path, Precond(architecture), {"data": "mnist"})
     assert study.main([str(path), "--data", str(data_folder), "--images", "2",
-                       "--json", str(out)]) == 0
+                       "--json", str(out), "--table", "mxint8"]) == 0
     result = json.loads(out.read_text())
-    assert result["images"] == 2 and len(result["rows"]) == len(study.ROWS) + 2
-    assert study.markdown(result["rows"]) in capsys.readouterr().out
+    assert result["images"] == 2 and len(result["tables"]["mxint8"]) == len(study.CHOICE) + 1
+    assert study.markdown(result["tables"]["mxint8"]) in capsys.readouterr().out
