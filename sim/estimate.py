@@ -5,8 +5,8 @@ trace's first image.
 
 A trace has counts, no codes. They say exactly how many words the dense side takes and how many
 non-zeros the sparse side walks. How these lie over the pixels is taken as normal, with the mean of
-the channels' counts and a variance from the words' histograms. Neither the latency of the first and
-last pixel nor waiting for room for results is in it.
+the channels' counts and a variance from the words' histograms. Waiting for room for results is not
+in it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from golden.checkpoint import replace_file
 from golden.quantized_network import evaluate
 from golden.requantizer import Format, slots, spread
 from hw import config as presets
-from sim.cycles import conv_cycles, taps_of_pixels
+from sim.cycles import DENSE_FLUSH, SPARSE_FLUSH, conv_cycles, taps_of_pixels
 from sim.progress import task
 from sim.sampling import parse_evaluations, states, thresholds_for
 from sim.simulate import one_thread
@@ -60,9 +60,7 @@ def layer_cycles(layer, labels, config, vector=16):
             config)
     if not layer.labelled:
         shape = layer.zeros.shape[:2] if layer.counted else (1, 1)
-        dense = np.full(shape, float(dense))
-        return {"compute": np.maximum(dense, merging(layer, config)), "dense_busy": dense,
-                "sparse_busy": np.zeros(shape)}
+        return together(layer, np.full(shape, float(dense)), np.zeros(shape), config)
     taken = -(-(~labels).sum(-1) // vector)                      # (images, evaluations)
     by_words = np.array([dense_cycles(layer, taps, [count] if count else [], config)
                          for count in range(words + 2)], dtype=np.float64)
@@ -71,13 +69,28 @@ def layer_cycles(layer, labels, config, vector=16):
     most = max((sum(inside[first::config.sparse_pes]) for first in range(config.sparse_pes)),
                default=0)
     sparse = sparse_cycles(layer, most, labels, config)
-    return {"compute": np.maximum(np.maximum(dense, sparse), merging(layer, config)),
-            "dense_busy": dense, "sparse_busy": sparse}
+    return together(layer, dense, sparse, config)
 
 
-def merging(layer, config):
-    """Cycles that the post-processor takes at least: one for each V/4 outputs of a pixel."""
-    return layer.pixels * -(-layer.cout // config.vector) * 4
+def together(layer, dense, sparse, config):
+    """The result of `layer_cycles` from the last issues of both sides."""
+    # The post-processor takes V/4 outputs of a pixel a cycle.
+    merging = layer.pixels * -(-layer.cout // config.vector) * 4
+    ends = [np.where(busy > 0, np.maximum(busy, merging) + latency, 0.0) for busy, latency in (
+        (dense, tail(layer, config.dense_lanes, config.dense_scale_units, DENSE_FLUSH, config)),
+        (sparse, tail(layer, config.sparse_lanes, config.sparse_scale_units, SPARSE_FLUSH,
+                      config)))]
+    return {"compute": np.maximum(*ends), "dense_busy": dense, "sparse_busy": sparse}
+
+
+def tail(layer, lanes, units, flush, config):
+    """Cycles from the last issue to the last chunk at the post-processor, as of `sim.cycles.Side`.
+
+    One more cycle merges it.
+    """
+    size = tiles(layer.cout, lanes, config)[-1]
+    units = min(units, config.quad)
+    return flush + -(-size * config.quad // units) + size * (config.quad // units)
 
 
 def tiles(outputs, lanes, config):
@@ -225,7 +238,7 @@ def main(arguments=None):
     parser.add_argument("--json", help="file to write the rows to")
     options = parser.parse_args(arguments)
     try:
-        model, found = quantize.load(options.model), trace.load(options.trace)
+        model, found = quantize.load_executable(options.model), trace.load(options.trace)
         config = presets.load(options.preset)
         wanted = parse_evaluations(options.evaluations, model)
         with task("exact cycles", len(wanted) * len(model.layers)) as advance, one_thread():

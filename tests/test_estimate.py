@@ -17,12 +17,12 @@ def counted(small_model):
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "small-dense"])
 def test_small_layers(preset, small_model, counted):
-    """Layers of 16 channels and random weights: far from the normal distribution assumed."""
+    """Layers of 16 channels and random weights; the dense side alone is a matter of counting."""
     core = config.load(preset)
     for row in estimate.compare(small_model, counted, core, [0, 3], threshold=0.4):
         assert row["exact"] > 0 and len(row["errors"]) == 2
-        limit = 0.12 if preset == "small-dense" or row["format"] in ("MX8", "IN16") else 0.25
-        assert abs(row["worst"]) < limit, row
+        counting = preset == "small-dense" or row["format"] in ("MX8", "IN16")
+        assert abs(row["worst"]) < (0.03 if counting else 0.12), row
 
 
 @pytest.fixture(scope="module")
