@@ -155,7 +155,8 @@ def test_zeros_are_the_share_of_the_macs(start):
     with torch.no_grad(), executing(model.unet, rounding):
         model(noisy, sigma)
     counts = {}
-    whole(noisy, sigma, lambda name, x: counts.update({name: (x == 0).double().mean().item()}))
+    whole(noisy, sigma, on_input=lambda name, x: counts.update(
+        {name: (x == 0).double().mean().item()}))
     four = [item for item in whole.layers.values() if item.sparse_capable]
     share = (sum(item.macs * counts[item.name] for item in four)
              / sum(item.macs for item in four))
