@@ -22,7 +22,7 @@ def test_small_layers(preset, small_model, counted):
     for row in estimate.compare(small_model, counted, core, [0, 3], threshold=0.4):
         assert row["exact"] > 0 and len(row["errors"]) == 2
         counting = preset == "small-dense" or row["format"] in ("MX8", "IN16")
-        assert abs(row["worst"]) < (0.03 if counting else 0.12), row
+        assert abs(row["worst"]) < (0.06 if counting else 0.12), row
 
 
 @pytest.fixture(scope="module")
