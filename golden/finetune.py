@@ -12,11 +12,12 @@ import torch
 from torch.nn import functional
 
 from golden import a4, mxint8, w4
+from golden.fake import executing
 from golden.granularity import round_scale
 from golden.load import load
 from golden.network import Precond, layer_shapes
+from golden.policy import takes_means
 from golden.quantize import ACTIVATION_HEADROOM, formats
-from golden.quantized_network import centred, executing
 from golden.requantizer import Format
 from golden.train import Trainer, TrainError, draw_batch
 
@@ -188,7 +189,7 @@ class Rounding:
             self.zeros = 0.0
         x = layer.prologue(segments, modulation)
         constant = layer.bias[None, :, None, None]
-        if centred(layer):
+        if takes_means(layer, self.formats[layer.name].name):
             mean = x.mean((2, 3), keepdim=True)
             x, constant = x - mean, constant + functional.conv2d(mean, layer.weight)
         x = self.round_input(layer, x)

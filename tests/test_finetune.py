@@ -7,12 +7,14 @@ import re
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import sqdm
 from golden import a4, checkpoint, finetune, mxint8, quantize, recipes, w4
 from golden import train as training
+from golden.fake import executing
 from golden.network import Architecture, Precond
 from golden.presets import random_model
-from golden.quantized_network import executing
 from golden.requantizer import Format
 
 SILU = Architecture(resolution=8, model_channels=16, channel_mult=(1, 2), activation="silu",
@@ -332,3 +334,33 @@ def test_changes_reach_the_field_they_belong_to():
     assert found.architecture == dataclasses.replace(wide, activation="relu")
     assert found.finetune == dataclasses.replace(recipes.mnist32.finetune, zeros=None, strength=2.0)
     assert found.batch == 8 and found.learning_rate == recipes.mnist32.learning_rate
+
+
+def command(*arguments):
+    result = CliRunner().invoke(sqdm.app, ["train", *map(str, arguments)])
+    return result.exception or result.output
+
+
+@pytest.mark.data
+def test_command_fine_tunes_a_model_of_the_users(tmp_path):
+    silu = dataclasses.replace(SILU, resolution=32)
+    checkpoint.save_model(tmp_path / "mine.safetensors", random_model(silu), {"steps": 5})
+    options = ("--start", tmp_path / "mine.safetensors", "--out", tmp_path, "--batch", 2,
+               "--zeros", 0.6, "--device", "cpu")
+    output = command("mnist32", *options, "--steps", 1)
+    path = tmp_path / "mnist32/mnist32.safetensors"
+    assert output.splitlines()[-1] == str(path)
+    model, record = checkpoint.load_model(path)
+    assert model.architecture == dataclasses.replace(silu, activation="relu")
+    assert record["finetune"]["zeros"] == 0.6 and record["start_steps"] == 5
+    assert command("mnist32", *options, "--steps", 2, "--resume").splitlines()[-1] == str(path)
+    assert checkpoint.load_model(path)[1]["steps"] == 2
+
+
+def test_command_refuses(tmp_path):
+    assert str(command("cifar", "--out", tmp_path)) == (
+        "recipe must be one of mnist32-silu, mnist32, cifar10-silu, cifar10, not 'cifar'")
+    assert str(command("mnist32-silu", "--start", "mnist32", "--out", tmp_path)) == (
+        "start must be left out: mnist32-silu trains from random weights")
+    assert str(command("cifar10", "--out", tmp_path)).endswith(
+        f"or an existing file or folder, not '{tmp_path}/cifar10-silu/cifar10-silu.safetensors'")
