@@ -1,6 +1,7 @@
 """Float models as safetensors files: weights in half precision and a JSON record of origin."""
 
 import json
+import math
 import os
 import pathlib
 
@@ -11,6 +12,7 @@ import torch
 from golden.network import Architecture, Precond, build
 
 KIND = "sqdm float model"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 QUANTIZED = "quantized."   # tensors of this prefix belong to golden's quantizer, not to the network
 
 
@@ -77,7 +79,7 @@ def read_file(path):
     except KeyError:
         raise ModelError(f'{path}: must be a "{KIND}", but its metadata has no record "sqdm"'
                          ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f'{path}: metadata "sqdm" must be JSON ({error})') from None
     kind = record.get("kind") if isinstance(record, dict) else record
     if kind != KIND:
@@ -127,21 +129,26 @@ def check_tensors(path, expected, tensors):
         if tuple(tensors[name].shape) != shape:
             raise ModelError(f"{path}: tensor {name} must have shape {shape}, "
                              f"not {tuple(tensors[name].shape)}")
-        if not tensors[name].dtype.is_floating_point:
+        if tensors[name].dtype not in FLOATS:
             raise ModelError(f"{path}: tensor {name} must be floating point, "
                              f"not {tensors[name].dtype}")
     for name in tensors:
         if name not in expected:
-            raise ModelError(f"{path}: tensor {name[:120]} must not be there: "
+            shown = name[:120] if name.isprintable() else ascii(name[:120])
+            raise ModelError(f"{path}: tensor {shown} must not be there: "
                              f"the architecture has no such tensor")
 
 
 def assemble(path, architecture, weights):
     """The Precond of `architecture` with `weights`, tensors of its shapes, float32, in eval mode.
 
-    `weights` may make each tensor when it is asked for. Raises ModelError if one is not finite.
+    `weights` may make each tensor when it is asked for. Raises ModelError if one is not finite,
+    or if the noise levels are not.
     """
     model = Precond(architecture)
+    if not 0 < model.sigma_min < model.sigma_max < math.inf:
+        raise ModelError(f"{path}: noise levels of the schedule must rise from above 0 and stay "
+                         f"finite, not {model.sigma_min!r} to {model.sigma_max!r}")
     for name, place in model.state_dict().items():
         value = weights[name].float()
         check_finite(path, name, value)

@@ -71,13 +71,19 @@ QKV = (("to_q", "to_k", "to_v"), ("query", "key", "value"))   # the second befor
 PROJ = ("to_out.0", "proj_attn")
 
 
+def integer(digits):
+    if len(digits) > 20:
+        raise ValueError("integers must have at most 20 digits")
+    return int(digits)
+
+
 def read_json(path):
     """The object in the JSON file `path`, a dict; ModelError if it is none."""
     data = pickled.read(path)
     if len(data) > JSON_BYTES:
         raise ModelError(f"{path}: must be at most {JSON_BYTES} bytes of JSON")
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_int=integer)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: must be JSON ({pickled.first_line(error)})") from None
     if not isinstance(value, dict):

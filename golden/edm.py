@@ -14,7 +14,7 @@ import math
 import torch
 
 from golden import pickled
-from golden.checkpoint import ModelError, assemble, check_finite, check_tensors, shapes
+from golden.checkpoint import FLOATS, ModelError, assemble, check_finite, check_tensors, shapes
 from golden.network import Architecture
 from golden.pickled import Module, short
 
@@ -57,12 +57,12 @@ OUTER = {"embed0": "map_layer0", "embed1": "map_layer1", "label": "map_label",
 
 def plain(name, value):
     """`value` of an argument, if it is a number, a text or a short list of numbers."""
-    if value is None or isinstance(value, (bool, int, float)):
+    def simple(item):
+        return isinstance(item, float) or isinstance(item, int) and abs(item) < 1 << 63
+
+    if value is None or simple(value) or isinstance(value, str) and len(value) <= 64:
         return value
-    if isinstance(value, str) and len(value) <= 64:
-        return value
-    if isinstance(value, (list, tuple)) and len(value) <= 64 \
-            and all(isinstance(item, (int, float)) for item in value):
+    if isinstance(value, (list, tuple)) and len(value) <= 64 and all(map(simple, value)):
         return tuple(value)
     raise TypeError(f"{name} must be a number, a text or a list of numbers, not {short(value)}")
 
@@ -225,7 +225,8 @@ def model(path, tensors, given):
         if tuple(value.shape) != tuple(taps.shape):
             raise ModelError(f"{path}: tensor {prefix + name} must have shape "
                              f"{tuple(taps.shape)}, not {tuple(value.shape)}")
-        if not torch.allclose(pickled.value_of(value).float(), taps, rtol=1e-3):
+        if value.dtype not in FLOATS or not torch.allclose(
+                pickled.value_of(value).float(), taps, rtol=1e-3):
             raise ModelError(f"{path}: tensor {prefix + name} must be that of resample_filter "
                              f"{list(a.resample_filter)}")
     check_tensors(path, {table[name]: shape for name, shape in expected.items()}, rest)

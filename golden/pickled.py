@@ -27,8 +27,10 @@ __all__ = ["Module", "Tensor", "TENSORS", "is_torch_file", "is_pickle", "load", 
 
 # The largest published EDM network (imagenet64) takes 1.2 GB in float32.
 FILE_BYTES = 4 << 30
-TEXT_BYTES = 16 << 20       # of one text; embedded source is the longest in a snapshot
-OPCODES = 2_000_000         # of one pickle; memory is at most some 150 bytes for each
+TEXT_BYTES = 16 << 20       # of all texts of a pickle; embedded source is the longest
+OPCODES = 500_000           # of one pickle, each at most some 200 bytes of memory; that network
+                            # takes 60,000
+ENTRIES = 100_000           # of a zip archive
 MAGIC = 0x1950a86a20f9469cfc6c        # first pickle of torch's older file format
 LEGACY = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
 LEGACY_VERSION = 1001
@@ -150,7 +152,7 @@ class Machine:
 
     def __init__(self, data, at, calls, storage):
         self.data, self.at, self.calls, self.storage = data, at, calls, storage
-        self.stack, self.marks, self.memo = [], [], {}
+        self.stack, self.marks, self.memo, self.text_bytes = [], [], {}, 0
 
     def take(self, count):
         if count > len(self.data) - self.at:
@@ -163,8 +165,9 @@ class Machine:
         return int.from_bytes(self.take(count), "little")
 
     def text(self, length):
-        if length > TEXT_BYTES:
-            raise Refused(f"a text must be at most {TEXT_BYTES} bytes, not {length}")
+        self.text_bytes += length
+        if self.text_bytes > TEXT_BYTES:
+            raise Refused(f"texts of a pickle must be at most {TEXT_BYTES} bytes in all")
         return str(self.take(length), "utf-8")
 
     def line(self):
@@ -183,7 +186,8 @@ class Machine:
 
     def top(self, kind):
         if not self.stack or not isinstance(self.stack[-1], kind):
-            raise Refused(f"a pickle must not extend {short(self.stack[-1:])}")
+            what = short(self.stack[-1]) if self.stack else "an empty stack"
+            raise Refused(f"a pickle must not extend {what}")
         return self.stack[-1]
 
     def since_mark(self):
@@ -349,6 +353,8 @@ def number(code, align, copy):
 
 
 def scalar(kind, data):
+    if not isinstance(kind, Number):
+        raise TypeError("a scalar has a type")
     return struct.unpack(kind.order + kind.format, data)[0]
 
 
@@ -442,6 +448,9 @@ def legacy(data):
 
 def zipped(data):
     """The value in the format that torch.save writes since 1.6: a zip archive, uncompressed."""
+    data = bytes(data)
+    if data.count(b"PK\x01\x02") > ENTRIES:     # signature of an entry in the archive's directory
+        raise Refused(f"a torch file must have at most {ENTRIES} parts")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -472,7 +481,7 @@ def zipped(data):
         return Machine(memoryview(archive.read(f"{root}data.pkl")), 0, TENSORS | storage_names(),
                        storage).run()
     except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError,
-            EOFError, OSError, IndexError, OverflowError) as error:
+            EOFError, OSError, IndexError, KeyError, ValueError, OverflowError) as error:
         raise Refused(f"a torch file must be a whole zip archive ({first_line(error)})") from None
 
 
