@@ -260,15 +260,17 @@ class FakeQuantized:
     record : JSON values about the origin of the model
     steps : Heun steps of the calibration
     label : class that is taken where none is given, or None
+    orders : by layer, permutations (Cin,) int64 in which input channels form groups; none: natural
     """
 
     def __init__(self, float_model, policy, formats, sigmas, amax, clips, *, record=None,
-                 steps=STEPS, label=None):
+                 steps=STEPS, label=None, orders=None):
         self.float_model, self.policy, self.formats = float_model, policy, formats
         self.sigmas, self.amax = sigmas, amax
         self.clips = {name: clips.get(name, 1.0) for name in formats}
         self.record, self.steps, self.label = record or {}, steps, label
         self.largest = {name: value.amax(0) for name, value in amax.items()}
+        self.orders = orders or {}
         self.weights = {}
         self.nearest = None
 
@@ -324,11 +326,14 @@ class FakeQuantized:
         amax = self.largest[name]
         if by_step:
             amax = torch.where(self.nearest[:, :, None], self.amax[name].cpu(), 0.0).amax(1)
-        x = round_activation(x, format, policy, amax.to(x.device), self.clips[name])
+        order = self.orders.get(name, slice(None))
+        back = order.argsort() if name in self.orders else order
+        x = round_activation(x[:, order], format, policy, amax[..., order].to(x.device),
+                             self.clips[name])[:, back]
         if on_input is not None:
             on_input(name, x)
         if name not in self.weights:
-            self.weights[name] = round_weight(layer.weight, format, policy)
+            self.weights[name] = round_weight(layer.weight[:, order], format, policy)[:, back]
         out = functional.conv2d(x, self.weights[name], padding=layer.kernel // 2)
         out += constant if embedding is None else constant + embedding[:, :, None, None]
         out = out if residual is None else out + residual

@@ -33,13 +33,13 @@ ACTIVATION_HEADROOM = HEADROOM
 RESULT_HEADROOM = 2.0      # of 16-bit tensors over the calibration's largest magnitude
 SUM_HEADROOM = 8.0         # of aligned sums over it
 VERSION = 2                # of the quantized part of a model file
-MXINT8 = "paper"           # layers in MXINT8 of the policy `mixed`, if none are named
+MXINT8 = "auto"            # layers in MXINT8 of the policy `mixed`, if none are named
 # Multipliers and output lanes of both sides of the preset `small`, for the stored thresholds.
 SMALL = {"dense_rate": 128, "sparse_rate": 128, "dense_lanes": 8, "sparse_lanes": 64}
 
 
 def formats(unet):
-    """Format of each layer's input by the policy `mixed` with the paper's rule, a dict by name."""
+    """Format of each layer's input by the policy mixed with the paper's rule, a dict by name."""
     names = policies.formats(unet, policies.POLICIES["mixed"], policies.paper(unet))
     return {name: Format[format] for name, format in names.items()}
 
@@ -376,6 +376,8 @@ def save(model, path):
         for name, format in model.formats.items():
             table[name] = {"format": format, "clip": model.clips[name]}
             tensors[f"{QUANTIZED}{name}.amax"] = model.amax[name]
+            if name in model.orders:
+                tensors[f"{QUANTIZED}{name}.order"] = model.orders[name].to(torch.int32)
     else:
         for name, item in model.layers.items():
             table[name] = {"format": item.format.name,
@@ -466,18 +468,21 @@ def decode(path, model, record, tensors):
         need(found == wanted or (found == "MX8" and wanted[:2] == "A4"),
              f"format of {name} must be {wanted}{' or MX8' if wanted[:2] == 'A4' else ''}, "
              f"not {found!r}")
-    read = decode_integers if chosen.executable else decode_fake
-    made = read(model, head, chosen, origin, need, take)
+    if chosen.executable:
+        made = decode_integers(model, head, chosen, origin, need, take)
+    else:
+        made = decode_fake(model, head, chosen, origin, need, take,
+                           lambda key: f"{QUANTIZED}{key}" in tensors)
     for key in tensors:
         need(key in used, f"tensor {key} must not be there: the network has no such layer")
     return made
 
 
-def decode_fake(model, head, chosen, origin, need, take):
+def decode_fake(model, head, chosen, origin, need, take, stored):
     """The FakeQuantized of a file's parts, see `decode`."""
     sigmas = torch.tensor([evaluation.sigma for evaluation in levels(model, head["steps"])],
                           dtype=torch.float64)
-    amax, clips = {}, {}
+    amax, clips, orders = {}, {}, {}
     for layer in model.unet.layers():
         clip = head["layers"][layer.name]["clip"]
         need(isinstance(clip, float) and 0 < clip <= 1,
@@ -485,9 +490,14 @@ def decode_fake(model, head, chosen, origin, need, take):
         clips[layer.name] = clip
         amax[layer.name] = take(f"{layer.name}.amax", torch.float32, (len(sigmas), layer.cin), 0,
                                 LARGEST_MAGNITUDE)
+        if stored(f"{layer.name}.order"):
+            order = take(f"{layer.name}.order", torch.int32, (layer.cin,), 0, layer.cin - 1).long()
+            need(torch.equal(order.sort().values, torch.arange(layer.cin)),
+                 f"order of {layer.name} must be a permutation of its channels")
+            orders[layer.name] = order
     named = {name: table["format"] for name, table in head["layers"].items()}
     return FakeQuantized(model, chosen, named, sigmas, amax, clips, record=origin,
-                         steps=head["steps"], label=head["label"])
+                         steps=head["steps"], label=head["label"], orders=orders)
 
 
 def decode_integers(model, head, chosen, origin, need, take):

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from golden import a4, order, trace, w4, work
+from golden import a4, order, policy, quantize, trace, w4, work
+from golden.checkpoint import ModelError
 from golden.convolution import accumulate
+from golden.fake import FakeQuantized, calibrate
+from golden.network import Architecture, Precond
 from golden.requantizer import Format, requantize
+from golden.sampler import draw_noise, sample
 
 
 def made(zeros, *, calibration=None, segments=None, pixels=100, **options):
@@ -73,7 +77,7 @@ def test_two_kinds_of_channels():
             2 if row.unit == "channel" or row.cut else 64 * 0.75 / 32)
     mixed = made(np.repeat([[[100, 0] * 32]], 3, 1))
     natural, ordered = (work.expected(mixed, work.Row("vector", "oracle", False, name), 0.5, 16,
-                                      order.by_mean(mixed)) for name in (None, "mean"))
+                                      order.by_mean(mixed.calibration)) for name in (None, "mean"))
     assert natural.speedup == pytest.approx(64 / (2 * 24))      # every vector half full
     assert ordered.speedup == pytest.approx(2)
 
@@ -172,7 +176,7 @@ def test_orders_are_permutations(channels):
 
 def test_by_mean_sorts():
     layer = random_layer(1)
-    means = layer.calibration.mean(0)[order.by_mean(layer)]
+    means = layer.calibration.mean(0)[order.by_mean(layer.calibration)]
     assert (np.diff(means) >= 0).all()
 
 
@@ -181,7 +185,7 @@ def test_by_profile_puts_like_courses_together():
     rising, falling = [0, 20, 40, 60, 80], [80, 60, 40, 20, 0]
     courses = np.array([rising, falling] * 16).T
     layer = made(courses[None], calibration=courses)
-    groups = order.by_profile(layer, 16).reshape(2, 16) % 2
+    groups = order.by_profile(layer.calibration, 16).reshape(2, 16) % 2
     assert (groups == groups[:, :1]).all() and groups[0, 0] != groups[1, 0]
 
 
@@ -220,7 +224,93 @@ def test_pixel_scale_does_not_see_the_order(signed):
 def test_units_cut_the_order():
     layer = random_layer(0, channels=24, segments=(8, 16))
     assert work.units(layer, 16).tolist() == [0] * 8 + [1] * 16      # two segments, two words
-    turn = order.by_mean(layer)
+    turn = order.by_mean(layer.calibration)
     unit = work.units(layer, 16, turn)
     assert (unit[turn[:16]] == 0).all() and (unit[turn[16:]] == 1).all()
     assert dataclasses.replace(layer, segments=(24,)).channels == 24
+
+
+# The permutation in a quantized model.
+
+@pytest.fixture(scope="module")
+def network():
+    """A float network with random weights and up to 64 input channels."""
+    torch.manual_seed(0)
+    made = Precond(Architecture(resolution=8, model_channels=32, channel_mult=(1, 1), num_blocks=1))
+    for value in made.parameters():
+        if not value.any():
+            torch.nn.init.normal_(value, std=0.1)
+    return made.half().float().eval().requires_grad_(False)
+
+
+def fake(network, **options):
+    wanted = policy.Policy(name="", **options)
+    formats = policy.formats(network.unet, wanted)
+    return FakeQuantized.from_calibration(
+        network, wanted, formats, calibrate(network, formats, wanted, images=1, steps=2), steps=2)
+
+
+def turns(model, noise):
+    """A random order of every 4-bit layer."""
+    return {name: order.at_random(counts) for name, counts in order.activity(model, noise).items()}
+
+
+def test_a_network_in_pixel_scale_does_not_see_the_order(network):
+    """Bit for bit, whatever the order; where groups share a scale, it matters."""
+    noise = draw_noise(1, network.architecture)
+    for options, same in (({}, True), ({"group": 16}, False), ({"weight_group": 16}, False)):
+        model = fake(network, **options)
+        chosen = turns(model, noise)
+        assert chosen
+        changed = order.reordered(model, chosen)
+        assert torch.equal(model(noise, 1.0), changed(noise, 1.0)) == same
+
+
+def test_static_scales_of_channels_stay_theirs(network):
+    noise = draw_noise(1, network.architecture)
+    model = fake(network, static="channel")
+    changed = order.reordered(model, turns(model, noise))
+    assert torch.equal(model(noise, 1.0), changed(noise, 1.0))
+
+
+def test_activity_counts_zeros(network):
+    noise = draw_noise(2, network.architecture)
+    model, seen = fake(network, group=16), []
+    counts = order.activity(model, noise, lambda: seen.append(0))
+    assert len(seen) == 3
+    sample(lambda x, sigma: model(x, sigma, on_input=lambda name, x: seen.append(
+        (name, (x == 0).sum((0, 2, 3)).numpy()))), noise, 2)
+    for name in counts:
+        rows = [zeros for found, zeros in seen[3:] if found == name]
+        assert np.array_equal(counts[name], rows)
+
+
+def test_orders_are_in_the_file(network, tmp_path):
+    noise = draw_noise(1, network.architecture)
+    model = fake(network, group=16)
+    changed = order.reordered(model, turns(model, noise))
+    path = tmp_path / "model.safetensors"
+    quantize.save(changed, path)
+    loaded = quantize.load(path)
+    assert torch.equal(loaded(noise, 1.0), changed(noise, 1.0))
+    name = next(iter(changed.orders))
+    changed.orders[name][0] = changed.orders[name][1]
+    quantize.save(changed, path)
+    with pytest.raises(ModelError, match=rf": order of {name} must be a permutation of its chann"):
+        quantize.load(path)
+
+
+def test_measure(network):
+    done = []
+    table = order.measure(network, rows={"fine": policy.Policy(name="", group=16),
+                                         "pixel": policy.Policy(name="")},
+                          images=1, steps=2, progress=done.append)
+    assert [(row["policy"], row["order"]) for row in table] == [
+        (name, made) for name in ("fine", "pixel")
+        for made in ("natural", "mean", "profile", "random")]
+    assert done[-1] == 1 and done == sorted(done)
+    pixel = [row["sqnr_db"] for row in table[4:]]
+    assert pixel == pixel[:1] * 4
+    assert len({row["sqnr_db"] for row in table[:4]}) > 1
+    text = order.markdown(table)
+    assert text.count("\n") == 9 and f"{pixel[0]:.2f}" in text
