@@ -20,8 +20,10 @@ __all__ = ["HEADROOM", "Calibration", "calibrate", "FakeQuantized", "executing",
            "levels", "round_weight", "round_activation", "layer_sqnr", "sqnr"]
 
 HEADROOM = 2.0             # of static scales over the calibration's largest magnitude
-STATES = 5                 # of the sampling run, evenly spaced, that calibration keeps
-KEPT_IMAGES = 2            # of each of these
+# Noise levels at which layers are compared with float, where the run is nearest to them: the 10th,
+# 30th, 50th, 70th and 90th percentile of EDM's training levels (Karras et al. 2022, table 1).
+TYPICAL = tuple(math.exp(-1.2 + 1.2 * z) for z in (-1.2816, -0.5244, 0.0, 0.5244, 1.2816))
+KEPT = 4                   # calibration images for one kept there
 ACTIVATION_CLIPS = tuple(n / 20 for n in range(20, 3, -1))
 WEIGHT_CLIPS = tuple(n / 20 for n in range(20, 5, -1))
 
@@ -79,7 +81,7 @@ class Calibration:
     embeddings : (E, Cout), of the layers that add one
     modulations : (E, 2, Cin), of the layers that have one
     clips : part of the largest magnitude with the least squared error, where the policy wants it
-    states : list of (sigma, x), some of the run's
+    states : list of (sigma, x), those of the run at typical noise levels
     """
 
     sigmas: torch.Tensor
@@ -172,13 +174,14 @@ def calibrate(model, formats, policy, *, images, seed=0, steps=STEPS, label=None
     """
     sampler, labels = Sampler.for_model(model), one_hot(label, model.architecture)
     order = evaluations(steps, sampler)
-    kept = {round(n * (len(order) - 1) / max(1, STATES - 1)) for n in range(STATES)}
+    kept = {min(order, key=lambda item, level=level: abs(math.log(item.sigma / level))).index
+            for level in TYPICAL}
     observer, states = Observer(len(order), formats, policy), []
 
     def begin(evaluation, x):
         observer.begin(evaluation.index)
         if evaluation.index in kept:
-            states.append((evaluation.sigma, x[:KEPT_IMAGES].float()))
+            states.append((evaluation.sigma, x[:-(-images // KEPT)].float()))
         if progress is not None:
             progress(evaluation.index, len(order))
 

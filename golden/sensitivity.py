@@ -11,6 +11,7 @@ from golden.policy import formats
 __all__ = ["BUDGET", "measure", "check_budget", "pick"]
 
 BUDGET = 0.034             # share of the MACs, where an 8-bit product costs four of 4 bits
+UNITS = 1000
 
 
 @torch.no_grad()
@@ -19,7 +20,8 @@ def measure(model, policy, calibration, *, label=None, progress=None):
 
     The noise levels are those of the states that `calibration` kept, x being what the float
     sampler had there. Errors are relative: what the layer changes in the network's raw output F,
-    over F, squared, mean over the noise levels.
+    over F, squared, mean over the noise levels. As EDM trains F to unit variance, that is what
+    the layer adds to EDM's loss.
 
     Parameters
     ----------
@@ -87,10 +89,9 @@ def check_budget(budget):
 
 
 def pick(found, budget):
-    """Names of the layers that MXINT8 takes within a share `budget` of all layers' MACs.
+    """Names of the layers that MXINT8 takes within a share `budget` of these layers' MACs.
 
-    Greedy, by the error that MXINT8 takes away for each MAC; a layer that does not fit is left
-    out, the next may fit.
+    Those whose errors sum to the most: a knapsack, solved in units of 1/`UNITS` of the budget.
 
     Parameters
     ----------
@@ -98,9 +99,12 @@ def pick(found, budget):
 
     Raises ValueError unless `budget` is in 0..1.
     """
-    left, chosen = check_budget(budget) * sum(item["macs"] for item in found), set()
-    for item in sorted(found, key=lambda item: item["error"] / item["macs"], reverse=True):
-        if item["macs"] <= left:
-            chosen.add(item["name"])
-            left -= item["macs"]
-    return chosen
+    limit = check_budget(budget) * sum(item["macs"] for item in found)
+    best = [(0.0, frozenset())] * (UNITS + 1)      # by units that may be spent
+    for item in found:
+        size = math.ceil(item["macs"] / limit * UNITS) if limit else UNITS + 1
+        for units in range(UNITS, size - 1, -1):
+            error, names = best[units - size]
+            if error + item["error"] > best[units][0]:
+                best[units] = (error + item["error"], names | {item["name"]})
+    return set(best[UNITS][1])

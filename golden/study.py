@@ -46,7 +46,7 @@ class Row:
 
     name: str
     policy: Policy
-    mxint8: object = "paper"
+    mxint8: object = sensitivity.BUDGET
     executed: bool = False
 
 
@@ -88,9 +88,10 @@ GRANULARITY = (
 SKIPS = dataclasses.replace(POLICIES["mixed"], skips="mxint8")
 CHOICE = (
     Row(name="none", policy=POLICIES["mixed"], mxint8="none"),
-    Row(name="the paper's rule: first block, last two 3x3 convolutions", policy=POLICIES["mixed"]),
+    Row(name="the paper's rule: first block, last two 3x3 convolutions", policy=POLICIES["mixed"],
+        mxint8="paper"),
     Row(name="all 1x1 layers without activation", policy=SKIPS, mxint8="none"),
-    Row(name="the paper's rule and these", policy=SKIPS),
+    Row(name="the paper's rule and these", policy=SKIPS, mxint8="paper"),
     *(Row(name=f"by sensitivity, budget {budget:.1%}", policy=POLICIES["mixed"], mxint8=budget)
       for budget in BUDGETS),
 )
@@ -158,7 +159,8 @@ class Study:
         """What the row costs, a dict; see `study`."""
         names = policy.formats(self.model.unet, row.policy, self.wide(row.mxint8))
         if row.executed:
-            quantized = quantize_model(self.model, {}, policy=row.policy.name, mxint8=row.mxint8,
+            wide = ",".join(self.wide(row.mxint8)) or "none"
+            quantized = quantize_model(self.model, {}, policy=row.policy.name, mxint8=wide,
                                        **self.options)
         else:
             quantized = FakeQuantized.from_calibration(

@@ -69,7 +69,7 @@ def small_model():
     for value in network.parameters():
         if not value.any():
             torch.nn.init.normal_(value, std=0.1)
-    return quantize_model(network, {"recipe": "random"}, images=1, steps=4)
+    return quantize_model(network, {"recipe": "random"}, mxint8="paper", images=1, steps=4)
 
 
 @pytest.fixture(scope="session")

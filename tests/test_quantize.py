@@ -44,7 +44,7 @@ def float_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(float_path):
-    return quantize.quantize(float_path, images=2, steps=STEPS)
+    return quantize.quantize(float_path, mxint8="paper", images=2, steps=STEPS)
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_round_trip(model, path):
 
 
 def test_quantizing_a_quantized_file_starts_from_its_floats(model, path):
-    again = quantize.quantize(path, images=2, steps=STEPS)
+    again = quantize.quantize(path, mxint8="paper", images=2, steps=STEPS)
     assert all(equal_calls(again.layers[name], item) for name, item in model.layers.items())
 
 
