@@ -149,7 +149,7 @@ def test_rounding_is_that_of_the_formats(start):
 def test_zeros_are_the_share_of_the_macs(start):
     # Against the counts of the QuantizedModel at the same states.
     model = finetune.convert(start.model, *batch(), zeros=0.6).eval().requires_grad_(False)
-    whole = quantize.quantize_model(model, {}, images=2, steps=2)
+    whole = quantize.quantize_model(model, {}, mxint8="paper", images=2, steps=2)
     model = whole.float_model
     rounding = finetune.Rounding(model.unet)
     images, sigma, noise = batch()
