@@ -242,7 +242,8 @@ def round_activation(x, format, policy, amax, clip=1.0):
     if policy.level == "image":
         found = x.abs().amax((1, 2, 3), keepdim=True)
     else:
-        found = amax.max() * HEADROOM
+        # Four bits of scale have no headroom to spare.
+        found = amax.max() * (1.0 if policy.scale == "int4" else HEADROOM)
     unit = found / (n * largest_scale(policy.scale))
     unit = torch.where(unit > 0, unit, 1.0)
     return a4.fake_quantize(x, signed, unit, group=policy.group, block=policy.block,

@@ -98,6 +98,8 @@ CHOICE = (
 FOUR = ("int4", "int4-channel", "int4-vsq", "int4-fp8", "uint4-fp8")
 COMPARED = (
     *(Row(name=name, policy=POLICIES[name], mxint8="none") for name in POLICIES if name != "mixed"),
+    Row(name="int4-vsq, upper activation scale calibrated",
+        policy=dataclasses.replace(POLICIES["int4-vsq"], level="tensor"), mxint8="none"),
     *(Row(name=f"{name}, most sensitive layers MXINT8", policy=POLICIES[name],
           mxint8=sensitivity.BUDGET) for name in FOUR),
 )
