@@ -9,7 +9,7 @@ import torch
 from golden import quantize
 from golden.quantized_network import evaluate
 from golden.requantizer import spread
-from golden.sampler import draw_noise, evaluations, sample
+from golden.sampler import Sampler, draw_noise, evaluations, sample
 from sim import lowering
 
 __all__ = ["parse_evaluations", "select_layers", "thresholds_for", "states", "layer_calls"]
@@ -92,7 +92,8 @@ def states(model, wanted, seed=0):
             raise _Enough
 
     try:
-        sample(model, draw_noise(1, model.architecture, seed), model.steps, keep)
+        sample(model, draw_noise(1, model.architecture, seed), model.steps, keep,
+               sampler=Sampler.for_model(model))
     except _Enough:
         pass
     return kept
