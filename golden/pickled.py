@@ -29,7 +29,7 @@ __all__ = ["Module", "Tensor", "TENSORS", "is_torch_file", "is_pickle", "load", 
 FILE_BYTES = 4 << 30
 TEXT_BYTES = 16 << 20       # of all texts of a pickle; embedded source is the longest
 OPCODES = 500_000           # of one pickle, each at most some 200 bytes of memory; that network
-                            # takes 60,000
+                            # takes 50,000
 ENTRIES = 100_000           # of a zip archive
 MAGIC = 0x1950a86a20f9469cfc6c        # first pickle of torch's older file format
 LEGACY = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
