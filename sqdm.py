@@ -365,6 +365,62 @@ def sample(
 
 
 @app.command()
+def quality(
+    model: Model,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Model whose float network all rows are compared with; by default"
+                          " MODEL's own."),
+    ] = None,
+    policies: Annotated[
+        str | None,
+        typer.Option(help="Formats of MODEL's network, between commas: names of sqdm quantize,"
+                          " each with +RULE for its layers in MXINT8 if need be."),
+    ] = None,
+    reference_policies: Annotated[
+        str | None, typer.Option(help="Formats of the reference's network, between commas.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="SQDM_DATA", help="Folder with the data set's files."),
+    ] = None,
+    out: Out = Path("build/quality"),
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Samples of the rows that matter most.")
+    ] = None,
+    others: Annotated[int | None, typer.Option(min=2, help="Samples of the other rows.")] = None,
+    images: Annotated[int, typer.Option(min=2, help="Held-out images for the loss.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Heun steps of a sample.")] = 18,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples, images and resamples.")] = 0,
+    resamples: Annotated[int, typer.Option(min=10, help="For the intervals.")] = 1000,
+    features: Annotated[
+        str | None,
+        typer.Option(help="digits, resnet56 or inception; by default what suits the data."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File of the features' weights: for FID, Inception's.")
+    ] = None,
+    json_file: Json = None,
+):
+    """Measure a model in several formats: paired errors, loss, Fréchet distance, and a picture."""
+    from golden import quality as measures
+    from sim.progress import task
+
+    if json_file:
+        _output_folder(json_file.parent)
+    results = measures.assess(
+        model, reference, policies=measures.split(policies),
+        reference_policies=measures.split(reference_policies), folder=data,
+        out=_output_folder(out), count=samples, others=others, images=images, steps=steps,
+        seed=seed, number=resamples, extractor=features, weights=weights, task=task)
+    for file in (out / "quality.json", *filter(None, [json_file])):
+        _write_json(file, results)
+    _print_table(measures.table(results))
+    print(f"{out}: quality.png, quality.json, quality.md and the samples;"
+          f" intervals hold {results['confidence']:.0%} of {resamples} resamples")
+
+
+@app.command()
 def simulate(
     model: Model,
     preset: Preset = "small",

@@ -16,20 +16,25 @@ import safetensors.torch
 import torch
 from rich.table import Table
 
-from golden import data, quantize
+from golden import data, features, pictures, quantize
 from golden.checkpoint import replace_file
+from golden.fake import one_hot
+from golden.load import load as load_model
+from golden.network import layer_shapes
+from golden.policy import get, macs_share
 from golden.quantized_network import evaluate
-from golden.sampler import HEUN, STEPS, draw_noise, evaluations, sample
+from golden.sampler import HEUN, STEPS, Sampler, draw_noise, evaluations, sample
 from golden.train import P_MEAN, P_STD, edm_loss
 
 __all__ = ["LEVELS", "Estimate", "Row", "Reference", "Held", "resamples", "interval", "sqnr",
            "sqnr_gain", "psnr", "relative", "frechet", "moments", "hold", "losses", "samples",
-           "compare", "in_integers", "measure", "table", "markdown"]
+           "compare", "in_integers", "measure", "assess", "table", "markdown"]
 
 BATCH = 50                  # images sampled, or denoised, at once
 LEVELS = (0.05, 0.2, 0.5, 1.0, 3.0, 10.0)    # noise levels of the loss
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+SHOWN = 10                  # images a row of the picture
 LOGNORMAL = "lognormal"     # EDM's distribution of noise levels in training
 
 
@@ -134,13 +139,18 @@ def moments(features):
     Raises ValueError unless N is larger than D.
     """
     count, size = features.shape
-    if count <= size:
-        raise ValueError(f"samples must be more than {size}, the features of an image, "
-                         f"not {count!r}")
+    check_count(count, size)
     features = features.double()
     average = features.mean(0)
     centred = features - average
     return average, centred.T @ centred / (count - 1)
+
+
+def check_count(count, size):
+    """Raise ValueError unless `count` samples are more than `size`, the features of one."""
+    if count <= size:
+        raise ValueError(f"samples must be more than {size}, the features of an image, "
+                         f"not {count!r}")
 
 
 def square_root(matrix):
@@ -221,8 +231,11 @@ def hold(images, low, high, levels=LEVELS, seed=0):
 
 
 @torch.no_grad()
-def losses(denoise, held, sigma_data, progress=None):
-    """EDM's loss of every image, (N,) float64 by noise level; `progress` () once a batch."""
+def losses(denoise, held, sigma_data, *, folder=None, progress=None):
+    """EDM's loss of every image, (N,) float64 by noise level; `progress` () once a batch.
+
+    With `folder`, which is for this denoiser alone, they are kept there and found again.
+    """
     class Stand:
         def __call__(self, x, sigma):
             return denoise(x, sigma)
@@ -230,14 +243,49 @@ def losses(denoise, held, sigma_data, progress=None):
     stand, found = Stand(), {}
     stand.sigma_data = sigma_data
     for name, sigma in held.sigmas.items():
-        parts = []
-        for batch in zip(*(value.split(BATCH) for value in
-                           (held.images, sigma, held.noises[name]))):
-            parts.append(edm_loss(stand, *batch).double())
-            if progress is not None:
+        rest = held.images, sigma, held.noises[name]
+        path = folder and pathlib.Path(folder) / f"loss-{digest(*rest)}.safetensors"
+        values = kept(path, "losses", (len(held.images),), torch.float64)
+        if values is None:
+            parts = []
+            for batch in zip(*(value.split(BATCH) for value in rest)):
+                parts.append(edm_loss(stand, *batch).double())
+                if progress is not None:
+                    progress()
+            values = torch.cat(parts)
+            keep(path, "losses", values)
+        elif progress is not None:
+            for _ in range(-(-len(values) // BATCH)):
                 progress()
-        found[name] = torch.cat(parts)
+        found[name] = values
     return found
+
+
+def digest(*tensors):
+    """Digest of the elements of tensors, 16 hexadecimal digits."""
+    made = hashlib.sha256()
+    for tensor in tensors:
+        made.update(tensor.contiguous().numpy().tobytes())
+    return made.hexdigest()[:16]
+
+
+def keep(path, name, value):
+    """Write a tensor to the file `path`, if it is not None."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = safetensors.torch.save({name: value})
+        replace_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def kept(path, name, shape, dtype):
+    """The tensor that `keep` wrote, or None if there is no whole one of that shape and type."""
+    if path is None:
+        return None
+    try:
+        value = safetensors.torch.load_file(path)[name]
+    except (OSError, KeyError, safetensors.SafetensorError):
+        return None
+    return value if value.shape == shape and value.dtype == dtype else None
 
 
 # Samples.
@@ -248,52 +296,35 @@ def fingerprint(denoise, architecture):
 
     It changes with weights, formats and code, and may change with the machine.
     """
-    digest, noise = hashlib.sha256(), draw_noise(1, architecture, 0)
-    for sigma in (5.0, 0.3):
-        digest.update(denoise(sigma * noise, sigma).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    noise = draw_noise(1, architecture, 0)
+    return digest(*(denoise(sigma * noise, sigma) for sigma in (5.0, 0.3)))
 
 
 def samples(denoise, architecture, count, *, seed=0, steps=STEPS, sampler=HEUN, folder=None,
             progress=None):
     """Images (count, C, H, W) from the first `count` noises of `seed`, in batches.
 
-    With `folder`, each batch is kept there and found again by a later call with the same denoiser,
-    seed, steps and sampler, so that an interrupted run goes on. `progress` () is called once an
-    evaluation of a batch.
+    With `folder`, which is for this denoiser alone, each batch is kept there and found again by a
+    later call with the same seed, steps and sampler, so that an interrupted run goes on.
+    `progress` () is called once an evaluation of a batch.
     """
     total = len(evaluations(steps, sampler))
-    if folder is not None:
-        identity = fingerprint(denoise, architecture)
-        run = hashlib.sha256(f"{seed} {steps} {sampler}".encode()).hexdigest()[:8]
-        folder = pathlib.Path(folder) / f"{identity}-{run}"
-        folder.mkdir(parents=True, exist_ok=True)
+    run = hashlib.sha256(f"{seed} {steps} {sampler}".encode()).hexdigest()[:8]
     noise, found = draw_noise(count, architecture, seed), []
     for first in range(0, count, BATCH):
         part = noise[first:first + BATCH]
-        path = folder and folder / f"{first:06d}-{first + len(part):06d}.safetensors"
-        images = kept(path, part.shape) if path else None
+        path = folder and (pathlib.Path(folder)
+                           / f"{run}-{first:06d}-{first + len(part):06d}.safetensors")
+        images = kept(path, "images", part.shape, torch.float32)
         if images is None:
             images = sample(denoise, part, steps, lambda *_: progress and progress(),
                             sampler=sampler)
-            if path:
-                content = safetensors.torch.save({"images": images})
-                replace_file(path, lambda temporary, content=content:
-                             temporary.write_bytes(content))
-        else:
-            for _ in range(total if progress else 0):
+            keep(path, "images", images)
+        elif progress is not None:
+            for _ in range(total):
                 progress()
         found.append(images)
     return torch.cat(found)
-
-
-def kept(path, shape):
-    """Images of a batch's file, or None if there is no whole one of `shape`."""
-    try:
-        images = safetensors.torch.load_file(path)["images"]
-    except (OSError, KeyError, safetensors.SafetensorError):
-        return None
-    return images if images.shape == shape and images.dtype == torch.float32 else None
 
 
 def compare(model, noise, steps=None, progress=None):
@@ -303,10 +334,11 @@ def compare(model, noise, steps=None, progress=None):
     called before each evaluation of both runs.
     """
     steps = steps or model.steps
+    sampler, labels = Sampler.for_model(model), one_hot(model.label, model.architecture)
     ratios = []
 
     def denoise(x, sigma):
-        right = model.float_model(x, sigma)
+        right = model.float_model(x, sigma, labels)
         ratios.append(quantize.sqnr(right, model(x, sigma)))
         return right
 
@@ -314,8 +346,8 @@ def compare(model, noise, steps=None, progress=None):
         if progress is not None:
             progress()
 
-    floats = sample(denoise, noise, steps, advance)
-    return floats, sample(model, noise, steps, advance), ratios
+    floats = sample(denoise, noise, steps, advance, sampler=sampler)
+    return floats, sample(model, noise, steps, advance, sampler=sampler), ratios
 
 
 def in_integers(model):
@@ -383,7 +415,7 @@ def measure(rows, held, extractor, reference, *, seed=0, steps=STEPS, sampler=HE
     extractor : golden.features.Extractor
     reference : Reference of features of real images
     seed, steps, sampler : of the samples
-    folder : keeps samples, see `samples`
+    folder : keeps samples and losses, so that an interrupted run goes on
     number : of bootstrap resamples
     task : context manager like `sim.progress.task`
 
@@ -396,14 +428,16 @@ def measure(rows, held, extractor, reference, *, seed=0, steps=STEPS, sampler=HE
     weights = {count: resamples(count, number, seed) for count in {row.count for row in rows}}
     images, vectors, lost, replicates, results = {}, {}, {}, {}, []
     for row in rows:
+        place = folder and pathlib.Path(folder) / fingerprint(row.denoise, row.architecture)
         evaluated = -(-row.count // BATCH) * len(evaluations(steps, sampler))
         with task(f"{row.count} samples of {row.name}", evaluated) as advance:
             images[row.name] = samples(row.denoise, row.architecture, row.count, seed=seed,
-                                       steps=steps, sampler=sampler, folder=folder,
+                                       steps=steps, sampler=sampler, folder=place,
                                        progress=advance)
         batches = -(-len(held.images) // BATCH) * len(held.sigmas)
         with task(f"loss of {row.name}", batches) as advance:
-            lost[row.name] = losses(row.denoise, held, row.architecture.sigma_data, advance)
+            lost[row.name] = losses(row.denoise, held, row.architecture.sigma_data, folder=place,
+                                    progress=advance)
         vectors[row.name] = extractor.features(data.to_pixels(images[row.name]), BATCH)
         first = rows[0].name
         result = {"name": row.name, "base": row.base, "samples": row.count, **row.facts,
@@ -442,12 +476,18 @@ def distances(row, first, reference, vectors, weights, replicates):
             "frechet_relative": interval(value / other - 1, found / others - 1).as_list()}
 
 
+def different(names):
+    """Raise ValueError unless all `names` of rows differ."""
+    for n, name in enumerate(names):
+        if name in names[:n]:
+            raise ValueError(f"rows must have different names, not two {name!r}")
+
+
 def check(rows):
     """Raise ValueError unless `rows` can be measured together."""
     names = [row.name for row in rows]
+    different(names)
     for n, row in enumerate(rows):
-        if row.name in names[:n]:
-            raise ValueError(f"rows must have different names, not two {row.name!r}")
         if row.base is not None and row.base not in names[:n]:
             raise ValueError(f"base of {row.name} must be an earlier row, not {row.base!r}")
         shape, first = ((item.architecture.img_channels, item.architecture.resolution)
@@ -489,7 +529,7 @@ def cells(result):
 
 
 def table(report):
-    """The figures of a report, for rich."""
+    """The figures of a report of `assess`, for rich."""
     made = Table(*HEAD, title=report["distance"], caption_justify="left")
     for column in made.columns[1:]:
         column.justify = "right"
@@ -516,3 +556,215 @@ def markdown(report):
 
 def line(texts):
     return "| " + " | ".join(texts) + " |"
+
+
+# A user's models.
+
+DATASETS = {1: "mnist", 3: "cifar10"}                     # by channels, where the file names none
+FEATURES = {"mnist": "digits", "cifar10": "resnet56"}
+# Samples of the rows that matter, and of the others; one count for all where it is small.
+COUNTS = {"mnist": (500, 500), "cifar10": (10_000, 2000)}
+MAIN = ("float", "float relu", "int4-vsq", "uint4-fp8", "mixed")
+STORED = "as stored"        # the row of a quantized file
+NARROW = ("A4U", "A4S")
+ZERO_IMAGES = 8             # whose zero codes are counted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A model of the user's.
+
+    Members
+    -------
+    source : as the user gave it
+    model : Precond
+    quantized : QuantizedModel or FakeQuantized, or None where the file holds none
+    record : of the file, with its ``origin``
+    """
+
+    source: str
+    model: object
+    quantized: object
+    record: dict
+
+    @classmethod
+    def read(cls, source):
+        """The Network of all that `golden.load.load` opens; ModelError says what is wrong."""
+        model, record = load_model(source)
+        quantized = quantize.load(source) if record.get("quantized") else None
+        kept = {name: value for name, value in record.items()
+                if name not in ("kind", "architecture", "quantized", "mxint8", "sqnr_db")}
+        return cls(str(source), model if quantized is None else quantized.float_model, quantized,
+                   kept)
+
+    @property
+    def dataset(self):
+        """Name of the data set it was trained on, as its file says, or else by its channels."""
+        named = self.record.get("data")
+        if named is None and self.model.architecture.resolution == 32:
+            named = DATASETS.get(self.model.architecture.img_channels)
+        if named not in FEATURES:
+            raise ValueError(f"data of {self.source} must be one of {', '.join(FEATURES)}, "
+                             f"not {named!r}")
+        return named
+
+
+def split(text):
+    """Names between commas, as a list."""
+    return [name.strip() for name in text.split(",") if name.strip()] if text else []
+
+
+def chosen(name, images, count, seed):
+    """`count` of `images` (N, ...) by `seed`: files are sorted by where the digits came from.
+
+    Raises ValueError if there are fewer, with the `name` of the count.
+    """
+    if not 2 <= count <= len(images):
+        raise ValueError(f"{name} must be in 2..{len(images)}, not {count!r}")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[order[:count]]
+
+
+def zero_share(model, noise, steps, sampler, progress=None):
+    """Share of the MACs of the 4-bit layers whose activation code is 0, in samples from `noise`.
+
+    The mean over evaluations and images; None where the model has no 4-bit layers.
+    """
+    macs = {shape.name: shape.macs for shape in layer_shapes(model.float_model.unet)
+            if model.formats[shape.name] in NARROW}
+    counts = {name: [0, 0] for name in macs}
+
+    def observe(name, x):
+        if name in counts:
+            counts[name][0] += (x == 0).sum().item()
+            counts[name][1] += x.numel()
+
+    if not macs:
+        return None
+    sample(lambda x, sigma: model(x, sigma, on_input=observe), noise, steps,
+           lambda *_: progress and progress(), sampler=sampler)
+    return sum(macs[name] * zeros / total for name, (zeros, total) in counts.items()) / sum(
+        macs.values())
+
+
+def rows_of(network, name, policies, counts, *, seed=0, steps=STEPS, sampler=HEUN, task=silent):
+    """Rows of a Network: in float under `name`, as its file is quantized, and by `policies`.
+
+    Parameters
+    ----------
+    policies : names of `golden.policy.POLICIES`, each with a rule for MXINT8 layers after a plus
+        sign, where it is not the usual one: "int4-fp8+paper"
+    counts : samples of the rows of `MAIN`, and of the others
+    """
+    model, a = network.model, network.model.architecture
+    rows = [Row(name=name, denoise=model, architecture=a, count=counts[0])]
+    noise = draw_noise(ZERO_IMAGES, a, seed)
+
+    def add(title, quantized):
+        with task(f"zeros of {title}", len(evaluations(steps, sampler))) as advance:
+            zeros = zero_share(quantized, noise, steps, sampler, advance)
+        share = macs_share(quantized.formats, layer_shapes(model.unet))
+        rows.append(Row(
+            name=title, denoise=quantized, architecture=a, base=name,
+            count=counts[title not in MAIN],
+            facts={"policy": dataclasses.asdict(quantized.policy), "formats": quantized.formats,
+                   "zero_fraction": zeros, "mxint8_share": share}))
+
+    if network.quantized is not None:
+        add(STORED, network.quantized)
+    for title in policies:
+        policy, _, rule = title.partition("+")
+        with task(f"calibrating {title}", 100) as advance:
+            quantized = quantize.quantize_model(
+                model, network.record, policy=policy, mxint8=rule or None, seed=seed, steps=steps,
+                progress=steadily(advance))
+        add(title, quantized)
+    return rows
+
+
+def steadily(advance, total=100):
+    """A function that takes fractions of the work done and calls `advance` () `total` times."""
+    done = 0
+
+    def progress(fraction):
+        nonlocal done
+        while done < int(total * fraction):
+            advance()
+            done += 1
+
+    return progress
+
+
+def assess(source, reference=None, *, policies=(), reference_policies=(), folder=None, out,
+           count=None, others=None, images=512, seed=0, steps=STEPS, number=RESAMPLES,
+           extractor=None, weights=None, task=silent):
+    """Measure a model in several formats on the data set that it was trained on.
+
+    Leaves ``quality.png``, ``quality.md`` and ``samples/`` in the folder `out`; returns JSON
+    values.
+
+    Parameters
+    ----------
+    source, reference : shipped names or model files; the float network of `reference`, or else of
+        `source`, is what every row is compared with
+    policies, reference_policies : formats to measure the network of each in, see `golden.policy`
+    folder : of the data; the loss is taken on test images, the distance to all of them (FID: to
+        all training images, as published)
+    count, others : samples of the rows named in `MAIN`, and of the others
+    images : held out for the loss
+    extractor, weights : name of the features, and a file of weights, see `golden.features.load`
+    """
+    network = Network.read(source)
+    first = network if reference is None else Network.read(reference)
+    dataset = first.dataset
+    extractor = features.load(extractor or FEATURES[dataset], folder, weights)
+    test = data.load(dataset, folder, "test").pixels
+    sampler = Sampler.for_model(first.model)
+    held = hold(data.to_float(chosen("images", test, images, seed)), sampler.sigma_min,
+                sampler.sigma_max, seed=seed)
+    count, others = (given or usual for given, usual in zip((count, others), COUNTS[dataset]))
+    counts = count, min(count, others)
+    options = {"seed": seed, "steps": steps, "sampler": sampler, "task": task}
+    check_count(counts[1], extractor.size)
+    training = chosen("samples", data.load(dataset, folder, "train").pixels, count, seed)
+    plans = [(first, "float", reference_policies if reference else policies)]
+    if reference is not None:
+        plans.append((network, f"float {network.model.architecture.activation}", policies))
+    titles = [title for item, name, given in plans
+              for title in (name, *[STORED] * (item.quantized is not None), *given)]
+    different(titles)
+    for item, _, given in plans:
+        for title in given:
+            get(title.partition("+")[0], item.model.unet)
+    rows = [row for plan in plans for row in rows_of(*plan, counts, **options)]
+    check(rows)
+    real, split_name = test, "test"
+    if extractor.name == "inception":
+        real, split_name = data.load(dataset, folder, "train").pixels, "train"
+    batches = -(-len(real) // BATCH) + -(-count // BATCH)
+    with task(f"features of {len(real) + count} real images", batches) as advance:
+        real_features = Reference(extractor.features(real, BATCH, advance))
+        own = extractor.features(training, BATCH, advance)
+    floor = interval(real_features.distance(own),
+                     real_features.replicates(own, resamples(count, number, seed)))
+    results, found = measure(rows, held, extractor, real_features, seed=seed, steps=steps,
+                             sampler=sampler, folder=pathlib.Path(out) / "samples", number=number,
+                             task=task)
+    pictures.samples(pathlib.Path(out) / "quality.png",
+                     {name: samples[:SHOWN] for name, samples in found.items()},
+                     f"Images of the same noise, seed {seed}, {steps} steps")
+    report = {
+        "models": [{"name": item.source, **item.record}
+                   for item in dict.fromkeys((first, network))],
+        "dataset": dataset, "held_out_images": images, "levels": list(LEVELS), "seed": seed,
+        "steps": steps, "resamples": number, "confidence": CONFIDENCE,
+        "distance": extractor.distance,
+        "features": {"name": extractor.name, "sha256": extractor.sha256,
+                     "real_images": len(real), "split": split_name},
+        "rows": results,
+        "training_images": {"samples": count, "frechet": floor.as_list()},
+    }
+    text = markdown(report)
+    replace_file(pathlib.Path(out) / "quality.md",
+                 lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return report

@@ -3,15 +3,21 @@
 import dataclasses
 import json
 import math
+import re
+import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import sqdm
 from golden import data, features, pictures, quality, quantize
-from golden.network import Architecture
+from golden.checkpoint import save_model
+from golden.network import Architecture, Precond
 from golden.quantized_network import evaluate
-from golden.sampler import draw_noise, evaluations, sample
+from golden.sampler import Sampler, draw_noise, evaluations, sample
 
 ARCHITECTURE = Architecture(resolution=8, model_channels=16, channel_mult=(1, 1), num_blocks=1)
 
@@ -179,7 +185,8 @@ def test_losses_of_a_denoiser_that_is_known():
     images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     held = quality.hold(images, 0.002, 80.0, (0.2, 3.0), seed=1)
     seen = []
-    found = quality.losses(lambda x, sigma: x, held, 0.5, lambda: seen.append(1))
+    found = quality.losses(lambda x, sigma: x, held, 0.5, progress=lambda:
+                           seen.append(1))
     assert list(found) == ["lognormal", "0.2", "3"] and len(seen) == 3 * 4
     for level in (0.2, 3.0):
         weight = (level ** 2 + 0.25) / (0.5 * level) ** 2
@@ -200,16 +207,17 @@ def test_samples_are_kept_and_go_on(tmp_path, monkeypatch):
         calls.append(len(x))
         return factor * x / (1 + torch.as_tensor(sigma))
 
-    def draw(count, denoise=denoise, **options):
+    def draw(count, **options):
         before = len(calls)
-        images = quality.samples(denoise, ARCHITECTURE, count, steps=3, folder=tmp_path, **options)
-        return images, len(calls) - before - 2             # the fingerprint takes two
+        images = quality.samples(denoise, ARCHITECTURE, count, **{
+            "steps": 3, "folder": tmp_path, **options})
+        return images, len(calls) - before
 
     class Stop(Exception):
         pass
 
     def interrupt():
-        if len(calls) > 2 + 5 + 2:
+        if len(calls) > 5 + 2:
             raise Stop
 
     with pytest.raises(Stop):
@@ -218,16 +226,45 @@ def test_samples_are_kept_and_go_on(tmp_path, monkeypatch):
     assert work == 10                       # two of three batches, five evaluations each
     expected = sample(denoise, draw_noise(10, ARCHITECTURE), 3)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
-    again, work = draw(10)
-    assert work == 0 and torch.equal(again, images)
+    steps = []
+    again, work = draw(10, progress=lambda: steps.append(1))
+    assert work == 0 and torch.equal(again, images) and len(steps) == 15
     assert draw(9)[1] == 5                  # the last batch is shorter
-    assert draw(10, seed=1)[1] == 15
-    assert draw(10, lambda x, sigma: denoise(x, sigma, 0.4))[1] == 15
-    damaged = next(tmp_path.glob("*/000000-000004.safetensors"))
-    for path in tmp_path.glob("*/000000-000004.safetensors"):
-        path.write_bytes(damaged.read_bytes()[:100])
+    assert draw(10, seed=1)[1] == draw(10, sampler=Sampler(sigma_max=70.0))[1] == 15
+    assert draw(10, folder=None)[1] == 15
+    damaged, *others = sorted(tmp_path.glob("*-000000-000004.safetensors"))
+    assert len(others) == 2
+    for path in (damaged, *others):
+        path.write_bytes(path.read_bytes()[:100])
     again, work = draw(10)
     assert work == 5 and torch.equal(again, images)
+
+
+def test_losses_are_kept(tmp_path):
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    calls = []
+
+    def denoise(x, sigma):
+        calls.append(len(x))
+        return x
+
+    def measure(seed=0, levels=(0.2,)):
+        before = len(calls)
+        held = quality.hold(images, 0.002, 80.0, levels, seed=seed)
+        return quality.losses(denoise, held, 0.5, folder=tmp_path), len(calls) - before
+
+    first, work = measure()
+    again, none = measure()
+    assert (work, none) == (2, 0) and all(map(torch.equal, first.values(), again.values()))
+    assert measure(levels=(0.2, 0.5))[1] == 1
+    assert measure(seed=1)[1] == 2
+
+
+def test_fingerprints(small_model):
+    """They tell a model from itself in another format, and from its float network."""
+    found = {quality.fingerprint(denoise, small_model.architecture) for denoise in
+             (small_model, small_model, small_model.float_model)}
+    assert len(found) == 2
 
 
 def test_compare(small_model):
@@ -374,3 +411,123 @@ def test_pictures_of_all_rows(small_model, tmp_path):
     floats, quantized, _ = quality.compare(small_model, noise)
     pictures.samples(tmp_path / "a.png", {"float": floats, "quantized": quantized}, "seed 0")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+# The command.
+
+@pytest.fixture
+def digits(tmp_path):
+    """A folder with random images in MNIST's files."""
+    folder, generator = tmp_path / "data", np.random.default_rng(0)
+    folder.mkdir()
+    arrays = {}
+    for part, count in (("train", 90), ("test", 80)):
+        arrays[f"x_{part}"] = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"y_{part}"] = generator.integers(0, 10, count)
+    np.savez(folder / "mnist.npz", **arrays)
+    return folder
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    """A float network of 32x32 pixels with random weights."""
+    torch.manual_seed(0)
+    network = Precond(Architecture(model_channels=8, channel_mult=(1,)))
+    for value in network.parameters():
+        if not value.any():
+            torch.nn.init.normal_(value, std=0.1)
+    path = tmp_path / "m.safetensors"
+    save_model(path, network, {"recipe": "random", "data": "mnist"})
+    return path
+
+
+def run(monkeypatch, *arguments):
+    """Status of the command."""
+    monkeypatch.delenv("SQDM_TRACEBACK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["sqdm", "quality", *map(str, arguments)])
+    try:
+        sqdm.main()
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def test_command(model_file, digits, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    arguments = (model_file, "--reference", model_file, "--policies", "uint4-fp8+paper",
+                 "--reference-policies", "int8", "--data", digits, "--out", out, "--samples", 66,
+                 "--others", 65, "--steps", 1, "--images", 10, "--resamples", 20)
+    assert run(monkeypatch, *arguments, "--json", tmp_path / "q.json") == 0
+    report = json.loads((tmp_path / "q.json").read_text())
+    assert report == json.loads((out / "quality.json").read_text())
+    assert [(row["name"], row["base"], row["samples"]) for row in report["rows"]] == [
+        ("float", None, 66), ("int8", "float", 65), ("float relu", None, 66),
+        ("uint4-fp8+paper", "float relu", 65)]
+    by_name = {row["name"]: row for row in report["rows"]}
+    narrow = by_name["uint4-fp8+paper"]
+    assert 0 < narrow["zero_fraction"] < 1 and 0 < narrow["mxint8_share"] < 1
+    assert by_name["int8"]["zero_fraction"] is None and by_name["int8"]["mxint8_share"] == 0
+    assert by_name["int8"]["sqnr_db"][0] > narrow["sqnr_db"][0]
+    # The same network twice: the second float row equals the reference.
+    assert by_name["float relu"]["loss_relative"]["lognormal"] == [0, 0, 0]
+    assert by_name["float relu"]["frechet_relative"] == [0, 0, 0]
+    assert report["features"]["name"] == "digits" and report["features"]["real_images"] == 80
+    assert report["training_images"]["samples"] == 66
+    with Image.open(out / "quality.png") as picture:
+        assert picture.size[0] > picture.size[1]
+    text = (out / "quality.md").read_text()
+    assert text == quality.markdown(report) and text.count("\n| ") == 9
+    assert "uint4-fp8" in capsys.readouterr().out
+    assert run(monkeypatch, *arguments) == 0
+    again = json.loads((out / "quality.json").read_text())
+    assert again == report
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (["none"], "model must be one of .*, not 'none'"),
+    (["MODEL", "--policies", "int5"], "policy must be one of fp16, .*, not 'int5'"),
+    (["MODEL", "--policies", "int8,int8"], "rows must have different names, not two 'int8'"),
+    (["MODEL", "--images", "81"], r"images must be in 2\.\.80, not 81"),
+    (["MODEL", "--samples", "64"],
+     "samples must be more than 64, the features of an image, not 64"),
+    (["MODEL", "--samples", "91"], r"samples must be in 2\.\.90, not 91"),
+    (["MODEL", "--features", "fid"],
+     "features must be one of digits, resnet56, inception, not 'fid'"),
+    (["MODEL", "--features", "inception"],
+     "inception: weights must be given by --weights FILE: .*"),
+    (["MODEL", "--features", "resnet56", "--weights", "MODEL"], ".*: sha256 must be abef.*"),
+    (["MODEL", "--data", "nowhere"],
+     "data folder must be an existing folder, not 'nowhere'"),
+])
+def test_mistakes_end_in_one_line(arguments, text, model_file, digits, tmp_path, monkeypatch,
+                                  capsys):
+    arguments = [model_file if item == "MODEL" else item for item in arguments]
+    if "--data" not in arguments:
+        arguments += ["--data", digits]
+    if "--images" not in arguments:
+        arguments += ["--images", 10]
+    if "--samples" not in arguments:
+        arguments += ["--samples", 65]
+    assert run(monkeypatch, *arguments, "--steps", 1, "--out", tmp_path / "out") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch("sqdm: " + text, lines[-1])
+    assert not (tmp_path / "out" / "quality.json").exists()
+
+
+def test_models_of_unknown_data(model_file):
+    network = quality.Network.read(model_file)
+    assert network.dataset == "mnist"
+    for record, architecture, text in (
+            ({}, Architecture(resolution=64), "None"), ({"data": "faces"}, None, "'faces'")):
+        model = Precond(architecture) if architecture else network.model
+        wrong = dataclasses.replace(network, record=record, model=model)
+        with pytest.raises(ValueError, match=f"^data of .* must be one of mnist, cifar10, "
+                                             f"not {text}$"):
+            assert wrong.dataset
+
+
+def test_zero_share(small_model):
+    """It agrees with the calibration's counts where noise and schedule are the same."""
+    noise = draw_noise(1, small_model.architecture)
+    found = quality.zero_share(small_model, noise, small_model.steps, Sampler())
+    assert found == pytest.approx(quantize.zero_fraction(small_model), abs=1e-6)
