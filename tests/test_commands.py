@@ -12,6 +12,7 @@ import safetensors.torch
 from PIL import Image
 
 import sqdm
+from golden import trace
 from golden.checkpoint import load_model, read_file, save_model
 from sim import compare, demo, simulate
 
@@ -231,3 +232,56 @@ def test_demo(small_model_file, tmp_path):
         with Image.open(tmp_path / name) as picture:
             picture.load()
     assert os.path.getsize(tmp_path / "sqdm_core.v") > 100_000
+
+
+def test_trace(command, small_model_file, tmp_path):
+    """A trace, its pictures and JSON; and the labels it gives to the RTL are those of a replay."""
+    status, out, _ = command("trace", small_model_file, "--out", tmp_path / "t.npz", "--exact",
+                             "--pictures", tmp_path / "pictures", "--json", tmp_path / "t.json",
+                             "--threshold", 0.5, "--interval", 2)
+    assert status == 0
+    facts = json.loads((tmp_path / "t.json").read_text())
+    found = trace.load(tmp_path / "t.npz")
+    assert found.exact and found.model == str(small_model_file)
+    assert facts["zero_fraction"] == pytest.approx(found.zero_fraction())
+    assert facts["fingerprint"] == found.fingerprint and len(facts["flips"]) == 6
+    assert f"{facts['zero_fraction']:.1%} zero activations" in out
+    for row in facts["work"]:
+        assert re.search(rf"{re.escape(row['name'])} +{row['speedup']['3:1']:.2f} ", out)
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "channels_by_time.png", "expected_work.png", "sparsity.png", "zero_statistics.png"]
+    for path in (tmp_path / "pictures").iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+
+    layer = "decoder.8x8_block1.conv0"
+    options = ["--preset", "tiny", "--evaluations", "3,6", "--layers", layer, "--threshold", 0.4]
+    reports = []
+    for more in ([], ["--trace", tmp_path / "t.npz"]):
+        status, _, err = command("simulate", small_model_file, *options, *more,
+                                 "--json", tmp_path / "simulate.json")
+        assert status == 0, err
+        reports.append(json.loads((tmp_path / "simulate.json").read_text())["records"])
+    assert len(reports[0]) == 2 and reports[0] == reports[1]
+    assert all(record["elements_different"] == 0 for record in reports[1])
+    assert any(record["sparse_channels"] for record in reports[1])
+
+    expect_refusal(command("simulate", small_model_file, "--trace", tmp_path / "t.npz",
+                           "--seed", 4), r"seed of the trace must be 4, not 0: record it again")
+    expect_refusal(command("simulate", "mnist32", "--trace", tmp_path / "t.npz"),
+                   r"trace must be of this model, not of another one .*: record it again")
+    (tmp_path / "t.npz").write_bytes(b"PK")
+    expect_refusal(command("simulate", small_model_file, "--trace", tmp_path / "t.npz"),
+                   r".*t\.npz: must be a whole npz file \(.*\)")
+
+
+@pytest.mark.parametrize(("options", "line"), [
+    (["--threshold", "-0.5"], r"threshold must be in 0\.\.1, not -0\.5"),
+    (["--vector", "8"], r"vector must be 16 or 32, not 8"),
+    (["--seed", "4096"], r"seed must be in 0\.\.4095, not 4096"),
+])
+def test_trace_refuses(command, options, line, small_model_file, tmp_path):
+    status, _, err = command("trace", small_model_file, "--out", tmp_path / "t.npz", *options)
+    assert status == 2
+    assert re.search(rf"^sqdm: {line}$", err, re.MULTILINE), err
+    assert list(tmp_path.iterdir()) == []
