@@ -319,13 +319,25 @@ def test_in_integers(small_model):
 
 @pytest.mark.slow
 def test_integers_of_the_shipped_model():
-    """Whole samples through all evaluations in exact integers."""
-    model = quantize.load("mnist32")
-    noise = draw_noise(6, model.architecture)
+    """Whole samples through all evaluations in exact integers, and the loss at three levels."""
+    model, count = quantize.load("mnist32"), 8
+    noise = draw_noise(count, model.architecture)
     floats, fast, _ = quality.compare(model, noise)
     exact = sample(quality.in_integers(model), noise, model.steps)
-    gain = quality.sqnr_gain(floats, fast, exact, quality.resamples(len(noise), 400))
+    weights = quality.resamples(count, 400)
+    for images in (fast, exact):
+        print(f"\nSQNR dB {quality.sqnr(floats, images, weights)}")
+    gain = quality.sqnr_gain(floats, fast, exact, weights)
+    print(f"difference dB {gain}")
     assert gain.low <= 0 <= gain.high and exact.sub(fast).abs().max() > 0
+    for index in (9, 17, 25):
+        sigma = evaluations(model.steps)[index].sigma
+        held = quality.hold(floats, sigma, sigma, ())
+        lost = [quality.losses(denoise, held, 0.5)["lognormal"] for denoise in
+                (model.float_model, model, quality.in_integers(model))]
+        expected, found = (quality.relative(values, lost[0], weights) for values in lost[1:])
+        print(f"loss to float at sigma {sigma:.3g}: {expected}, in integers {found}")
+        assert expected.low <= found.value <= expected.high
 
 
 # The table.
