@@ -295,6 +295,7 @@ def fuzz(files, watch, folder, count, seed):
     outcomes = {"cases": 0, "loaded": 0, "refused": 0, "messages": set(), "slowest_s": 0.0}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     parts = [data for _, contents in files.values() for data in contents.values()]
+    "".encode("cp437")      # zipfile's codec for names, imported at first use
     for kind in (*KINDS, "program"):
         generator = random.Random(f"{seed} {kind}")
         source, contents = files["snapshot" if kind == "program" else kind]
@@ -323,7 +324,7 @@ def fuzz(files, watch, folder, count, seed):
                 raise AssertionError(f"{where}: {error!r}") from error
             outcomes["slowest_s"] = max(outcomes["slowest_s"], time.perf_counter() - start)
             outcomes["cases"] += 1
-            assert not watch.seen, f"{where}: {watch.seen[:3]}"
+            assert not watch.seen, f"{where}: {watch.seen[0][0]} {str(watch.seen[0][1])[:200]}"
             (here / name).write_bytes(contents[name])
     assert not list(folder.rglob("owned"))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
