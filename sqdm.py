@@ -145,13 +145,14 @@ def info(model: Model, json_file: Json = None):
     """Print what a model is: its origin, and size, work and shape of every layer."""
     from rich.table import Table
 
+    from golden import quantize as quantizer
     from golden.load import load
     from golden.network import layer_shapes, macs
 
     network, record = load(model)
     shapes, work = layer_shapes(network.unet), macs(network.unet)
-    head = record.get("quantized") or {"layers": {}}
-    formats = {name: layer["format"] for name, layer in head["layers"].items()}
+    quantized = None if record.get("quantized") is None else quantizer.load(model)
+    formats = {} if quantized is None else quantized.formats
     total = sum(shape.macs for shape in shapes)
     facts = {
         "parameters": sum(value.numel() for value in network.parameters()),
@@ -166,14 +167,14 @@ def info(model: Model, json_file: Json = None):
         _write_json(json_file, facts)
     origin = ", ".join(f"{name} {value}" for name, value in record.items()
                        if name != "kind" and isinstance(value, (str, int, float)))
+    source = record.get("origin")
     for name in ("path", "sha256"):
-        if name in record.get("origin", {}):
-            origin += f"{', ' if origin else ''}{name} {record['origin'][name]}"
-    policy = head.get("policy", {}).get("name", "mixed") if formats else None
+        if isinstance(source, dict) and name in source:
+            origin += f"{', ' if origin else ''}{name} {source[name]}"
+    kind = "float" if quantized is None else f"quantized by policy {quantized.policy.name}"
     print(f"{origin}\n{facts['parameters']:,} parameters; {work['total'] / 1e9:.2f} GMACs an"
           f" evaluation, {work['convolution'] / 1e9:.2f} in layers,"
-          f" {work['attention'] / 1e9:.2f} in attention;"
-          f" {f'quantized by policy {policy}' if formats else 'float'}")
+          f" {work['attention'] / 1e9:.2f} in attention; {kind}")
     table = Table("layer", "format", "channels", "outputs", "pixels", "kernel", "MACs", "share")
     for column in table.columns[2:]:
         column.justify = "right"

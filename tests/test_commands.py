@@ -84,6 +84,16 @@ def test_info_of_what_is_no_model(command, tmp_path):
     expect_refusal(command("info", tmp_path / "bad.pkl"), rf"{tmp_path}/bad\.pkl: .*")
 
 
+@pytest.mark.parametrize("quantized", [5, [], {}, {"version": 2}])
+def test_info_of_a_hostile_record(command, quantized, small_model_file, tmp_path):
+    tensors, record = read_file(small_model_file)
+    data = safetensors.torch.save(tensors, {"sqdm": json.dumps(
+        {**record, "origin": 5, "quantized": quantized})})
+    (tmp_path / "bad.safetensors").write_bytes(data)
+    expect_refusal(command("info", tmp_path / "bad.safetensors"),
+                   r".*metadata of the quantized part must be whole \(.*\)")
+
+
 def test_info_of_a_float_model(command, small_model_file, tmp_path):
     network, _ = load_model(small_model_file)
     save_model(tmp_path / "float.safetensors", network, {"recipe": "random"})
