@@ -514,8 +514,8 @@ def percent(figure):
     return show(figure, 1, 100, "+")
 
 
-HEAD = ("format", "samples", "zeros", "MXINT8 MACs", "SQNR dB", "loss", "loss to reference %",
-        "Fréchet", "Fréchet to reference %")
+HEAD = ("format", "samples", "zeros", "MXINT8 MACs", "SQNR dB", "loss", "to reference %",
+        "Fréchet", "to reference %")
 
 
 def cells(result):
@@ -529,14 +529,15 @@ def cells(result):
 
 
 def table(report):
-    """The figures of a report of `assess`, for rich."""
-    made = Table(*HEAD, title=report["distance"], caption_justify="left")
+    """The figures of a report of `assess`, for rich; intervals below the figures."""
+    made = Table(*HEAD, title=report["distance"])
     for column in made.columns[1:]:
         column.justify = "right"
-    for result in report["rows"]:
-        made.add_row(*cells(result))
     floor = report["training_images"]
-    made.add_row("training images", str(floor["samples"]), *[""] * 5, show(floor["frechet"], 3))
+    for row in (*map(cells, report["rows"]),
+                ("training images", str(floor["samples"]), *[""] * 5, show(floor["frechet"], 3))):
+        made.add_row(*(cell.replace(" (", "\n").replace(" to ", "..").removesuffix(")")
+                       for cell in row))
     return made
 
 
