@@ -530,7 +530,7 @@ def cells(result):
 
 def table(report):
     """The figures of a report of `assess`, for rich; intervals below the figures."""
-    made = Table(*HEAD, title=report["distance"])
+    made = Table(*HEAD, title=report["distance"], box=None, padding=(0, 1), pad_edge=False)
     for column in made.columns[1:]:
         column.justify = "right"
     floor = report["training_images"]
