@@ -356,7 +356,7 @@ def in_integers(model):
     It takes the noise levels of the model's schedule only, and sigma for all images or for each.
     """
     numbers = {}
-    for evaluation in evaluations(model.steps):
+    for evaluation in model.schedule:
         numbers.setdefault(torch.tensor(evaluation.sigma, dtype=torch.float32).item(),
                            evaluation.index)
 
