@@ -526,8 +526,8 @@ def trace(
     folder = pictures and _output_folder(pictures)
     total = tracer.rounds(quantized, images, exact)
     with task(f"sampling {images} image{'s' * (images > 1)}", total) as advance, one_thread():
-        found = tracer.record(quantized, label=model, images=images, seed=seed, vector=vector,
-                              exact=exact, progress=advance)
+        found = tracer.record(quantized, label=Path(model).stem, images=images, seed=seed,
+                              vector=vector, exact=exact, progress=advance)
     tracer.save(found, out)
     with task("expected work"):
         facts = work.summary(found, order.orders(found), threshold, interval)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import pathlib
+import struct
 import zipfile
 import zlib
 
@@ -201,8 +202,12 @@ def record(model, *, label="model", images=1, seed=0, vector=16, exact=False, pr
         images are then sampled one by one, as `sqdm simulate` does
     progress : callable, called without arguments after each evaluation of a batch (one image if
         exact), `rounds` times in all
+
+    Raises TraceError if the model has no layer whose channels carry labels.
     """
     check_vector(vector)
+    if not any(item.sparse_capable for item in model.layers.values()):
+        raise TraceError(f"{label}: model must have layers in W4A4, whose zeros save work")
     noise = draw_noise(images, model.architecture, seed)
     layers = {}
     for name, item in model.layers.items():
@@ -335,9 +340,14 @@ def load(path):
         with zipfile.ZipFile(path) as archive:
             need(len(archive.infolist()) <= 1 << 14, "must have at most 16384 arrays, "
                  f"not {len(archive.infolist())}")
+            for info in archive.infolist():
+                need(info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+                     f"array {info.filename!r} must be stored or deflated")
             return decode(need, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError,
-            UnicodeError) as error:
+    except TraceError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, OverflowError,
+            NotImplementedError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TraceError(f"{path}: must be a whole npz file ({reason})") from None
 

@@ -252,7 +252,7 @@ def test_trace(command, small_model_file, tmp_path):
     assert status == 0
     facts = json.loads((tmp_path / "t.json").read_text())
     found = trace.load(tmp_path / "t.npz")
-    assert found.exact and found.model == str(small_model_file)
+    assert found.exact and found.model == small_model_file.stem
     assert facts["zero_fraction"] == pytest.approx(found.zero_fraction())
     assert facts["fingerprint"] == found.fingerprint and len(facts["flips"]) == 6
     assert f"{facts['zero_fraction']:.1%} zero activations" in out

@@ -242,6 +242,21 @@ def test_missing_and_foreign_files(tmp_path, small_model_file):
         trace.load(small_model_file)
 
 
+def test_other_compressions_are_refused(written, tmp_path):
+    with zipfile.ZipFile(tmp_path / "lzma.npz", "w", zipfile.ZIP_LZMA) as archive:
+        for name, data in parts(written).items():
+            archive.writestr(name, data)
+    with pytest.raises(trace.TraceError, match=r": array 'header\.npy' must be stored or defl"):
+        trace.load(tmp_path / "lzma.npz")
+
+
+def test_a_model_without_labels_is_refused(small_model):
+    layers = {name: item for name, item in small_model.layers.items() if not item.sparse_capable}
+    other = type(small_model)(small_model.float_model, layers, {}, small_model.steps)
+    with pytest.raises(trace.TraceError, match=r"^x: model must have layers in W4A4, whose zeros"):
+        trace.record(other, label="x")
+
+
 def test_large_members_are_not_unpacked(written, tmp_path):
     """A member of many zeros, and one whose header claims more than memory holds."""
     members = parts(written)
