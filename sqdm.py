@@ -345,8 +345,10 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Image n depends on this and n only.")] = 0,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Heun steps, if not the model's.")
+        int | None, typer.Option(min=1, help="Steps of the solver, if not the model's.")
     ] = None,
+    solver: Annotated[str, typer.Option(help="heun or euler.")] = "heun",
+    churn: Annotated[float, typer.Option(help="Noise added on the way, EDM's S_churn.")] = 0.0,
     json_file: Json = None,
 ):
     """Sample images from a quantized model, in float and quantized, from the same noise."""
@@ -357,7 +359,8 @@ def sample(
     _output_folder(out)
     if json_file:
         _output_folder(json_file.parent)
-    results = demo.draw_samples(quantized, model, out / "samples.png", count, seed, steps)[0]
+    results = demo.draw_samples(quantized, model, out / "samples.png", count, seed, steps,
+                                solver=solver, churn=churn)[0]
     _write_json(json_file or out / "samples.json", results)
     ratios = results["sqnr_db_of_evaluations"]
     print(f"{out / 'samples.png'}: {count} images, float above quantized;"

@@ -327,14 +327,16 @@ def samples(denoise, architecture, count, *, seed=0, steps=STEPS, sampler=HEUN, 
     return torch.cat(found)
 
 
-def compare(model, noise, steps=None, progress=None):
+def compare(model, noise, steps=None, progress=None, *, sampler=None, seed=0):
     """Float images, quantized images from the same noise, and the SQNR of every evaluation in dB.
 
     The SQNR is that of the quantized denoiser at the states of the float run. `progress` () is
-    called before each evaluation of both runs.
+    called before each evaluation of both runs. `sampler` is Heun over the model's noise levels by
+    default; `seed` that of its churn.
     """
     steps = steps or model.steps
-    sampler, labels = Sampler.for_model(model), one_hot(model.label, model.architecture)
+    sampler = sampler or Sampler.for_model(model)
+    labels = one_hot(model.label, model.architecture)
     ratios = []
 
     def denoise(x, sigma):
@@ -346,8 +348,8 @@ def compare(model, noise, steps=None, progress=None):
         if progress is not None:
             progress()
 
-    floats = sample(denoise, noise, steps, advance, sampler=sampler)
-    return floats, sample(model, noise, steps, advance, sampler=sampler), ratios
+    floats = sample(denoise, noise, steps, advance, sampler=sampler, seed=seed)
+    return floats, sample(model, noise, steps, advance, sampler=sampler, seed=seed), ratios
 
 
 def in_integers(model):

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from golden import pictures, quality, quantize, trace
 from golden.checkpoint import replace_file
-from golden.sampler import draw_noise, evaluations
+from golden.sampler import Sampler, draw_noise, evaluations
 from hw import config as presets
 from hw import verilog
 from sim import simulate
@@ -25,20 +25,24 @@ PRODUCTS = {"A4U": 1, "A4S": 1, "MX8": 4, "IN16": 8}   # 4-bit products in a MAC
 FORMATS = {"A4U": "W4A4", "A4S": "W4A4", "MX8": "MXINT8", "IN16": "MXINT8"}
 
 
-def draw_samples(model, source, path, count, seed=0, steps=None):
+def draw_samples(model, source, path, count, seed=0, steps=None, **options):
     """Draw `count` images as a PNG file, float above quantized; returns facts and the noise.
 
-    ``sqnr_db`` is that of all images, ``sqnr_db_of_evaluations`` that of the denoiser.
+    ``sqnr_db`` is that of all images, ``sqnr_db_of_evaluations`` that of the denoiser. `options`
+    are those of `golden.sampler.Sampler`.
     """
     steps = steps or model.steps
+    sampler = Sampler.for_model(model, **options)
     noise = draw_noise(count, model.architecture, seed)
-    total = 2 * len(evaluations(steps))
+    total = 2 * len(evaluations(steps, sampler))
     with simulate.one_thread(), task("sampling, float and quantized", total) as advance:
-        floats, quantized, ratios = quality.compare(model, noise, steps, advance)
+        floats, quantized, ratios = quality.compare(model, noise, steps, advance, sampler=sampler,
+                                                    seed=seed)
     name = str(source).rpartition("/")[2].removesuffix(".safetensors")
     pictures.samples(path, {"float": floats, "quantized": quantized},
-                     f"{name}: {count} images, seed {seed}, {steps} Heun steps")
+                     f"{name}: {count} images, seed {seed}, {steps} {sampler.solver.title()} steps")
     return {"model": str(source), "images": count, "seed": seed, "steps": steps,
+            "solver": sampler.solver, "churn": sampler.churn,
             "sqnr_db": round(quantize.sqnr(floats, quantized), 2),
             "sqnr_db_of_evaluations": [round(ratio, 2) for ratio in ratios]}, noise
 

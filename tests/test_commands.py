@@ -68,6 +68,24 @@ def test_quantize_and_sample(command, small_model_file, tmp_path):
     assert f"SQNR {results['sqnr_db']:.1f} dB" in out
 
 
+def test_sample_takes_other_solvers(small_model_file, tmp_path, command):
+    found = {}
+    for name, options in {"heun": (), "euler": ("--solver", "euler"),
+                          "churned": ("--churn", 2), "again": ("--churn", 2)}.items():
+        status, out, _ = command("sample", small_model_file, "--out", tmp_path / name,
+                                 "--count", 1, *options)
+        assert status == 0
+        found[name] = json.loads((tmp_path / name / "samples.json").read_text())
+        found[name]["picture"] = (tmp_path / name / "samples.png").read_bytes()
+    assert len(found["heun"]["sqnr_db_of_evaluations"]) == 7
+    assert len(found["euler"]["sqnr_db_of_evaluations"]) == 4
+    assert (found["euler"]["solver"], found["churned"]["churn"]) == ("euler", 2.0)
+    assert found["churned"] == found["again"]
+    assert found["churned"]["picture"] != found["heun"]["picture"]
+    expect_refusal(command("sample", small_model_file, "--out", tmp_path, "--solver", "rk4"),
+                   "solver must be heun or euler, not 'rk4'")
+
+
 @pytest.mark.parametrize(("content", "line"), [
     (lambda data: data[:1000], r".*must be a whole safetensors file \(.*\)"),
     (lambda data: b"\x80\x04K\x01.", r".*must be a whole safetensors file \(.*\)"),
