@@ -2,14 +2,18 @@
 
 import json
 import re
+import sys
 import warnings
 
 import pytest
 import safetensors.torch
 import torch
 
-from golden import diffusers_folder, load
+import sqdm
+from golden import diffusers_folder, load, quantize
 from golden.checkpoint import ModelError
+from golden.quantized_network import QuantizedModel, evaluate
+from golden.sampler import draw_noise
 
 LEVELS = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
           "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")}
@@ -99,6 +103,25 @@ def test_pipeline(diffusers, networks, tmp_path, schedule):
         expected = scheduler.step(raw, step, scaled).pred_original_sample
         assert error(model(x, sigma), expected) < 1e-4, (schedule, step)
     assert model.sigma_max == pytest.approx(sigma.item(), rel=1e-3)
+
+
+def test_quantize_command(diffusers, networks, tmp_path, monkeypatch, capsys):
+    """`sqdm quantize FOLDER` gives integers that evaluate over the schedule's noise levels."""
+    diffusers.DDPMPipeline(networks["ddpm"], diffusers.DDPMScheduler()).save_pretrained(
+        tmp_path / "ddpm")
+    path = tmp_path / "quantized.safetensors"
+    monkeypatch.setattr(sys, "argv", ["sqdm", "quantize", str(tmp_path / "ddpm"), "--out",
+                                      str(path), "--images", "1", "--steps", "2"])
+    with pytest.raises(SystemExit) as end:
+        sqdm.main()
+    assert not end.value.code
+    assert f"{path}: policy mixed" in " ".join(capsys.readouterr().out.split())
+    model = quantize.load(path)
+    assert isinstance(model, QuantizedModel)
+    assert model.schedule[0].sigma == pytest.approx(model.sigma_max) and model.sigma_max > 100
+    x = draw_noise(1, model.architecture) * model.sigma_max
+    denoised = evaluate(model, x, 0).denoised
+    assert error(denoised, model(x, model.sigma_max)) < 0.1
 
 
 def test_older_files(diffusers, networks, tmp_path):
