@@ -211,6 +211,8 @@ def expected_work(path, facts):
 def tradeoff(path, points, limit=None):
     """Draw what zeros cost: loss over the baseline's, with its interval, against zero codes.
 
+    A line joins what was fine-tuned for the same number of steps.
+
     Parameters
     ----------
     path : of the PNG file
@@ -219,21 +221,25 @@ def tradeoff(path, points, limit=None):
     """
     figure = Figure(figsize=(6.4, 4.2), dpi=130, layout="constrained")
     axis = figure.subplots()
-    shown = sorted((point for point in points if point["zeros"] is not None),
-                   key=lambda point: point["zeros"])
-    values, lows, highs = ([100 * point["loss"][n] for point in shown] for n in range(3))
-    zeros = [100 * point["zeros"] for point in shown]
-    errors = [[value - low for value, low in zip(values, lows, strict=True)],
-              [high - value for value, high in zip(values, highs, strict=True)]]
-    axis.errorbar(zeros, values, errors, marker="o", capsize=3, label="ReLU, 4 bits, fine-tuned")
-    for point, x, y in zip(shown, zeros, values, strict=True):
-        axis.annotate(point["name"], (x, y), textcoords="offset points", xytext=(7, -11),
-                      fontsize=8)
+    counted = [point for point in points if point["zeros"] is not None]
+    for steps in sorted({point["steps"] for point in counted}):
+        shown = sorted((point for point in counted if point["steps"] == steps),
+                       key=lambda point: point["zeros"])
+        values, lows, highs = ([100 * point["loss"][n] for point in shown] for n in range(3))
+        zeros = [100 * point["zeros"] for point in shown]
+        errors = [[value - low for value, low in zip(values, lows, strict=True)],
+                  [high - value for value, high in zip(values, highs, strict=True)]]
+        axis.errorbar(zeros, values, errors, marker="o", capsize=3,
+                      label=f"ReLU, 4 bits, fine-tuned for {steps} steps")
+        for point, x, y in zip(shown, zeros, values, strict=True):
+            axis.annotate(point["name"], (x, y), textcoords="offset points", xytext=(7, -11),
+                          fontsize=8)
     for point in points:
         if point["zeros"] is None:
             value, low, high = (100 * bound for bound in point["loss"])
             axis.axhspan(low, high, color="tab:green", alpha=0.2)
-            axis.axhline(value, color="tab:green", label=point["name"])
+            axis.axhline(value, color="tab:green",
+                         label=f"{point['name']}, {point['steps']} steps")
     axis.axhline(0, color="black", linewidth=0.8, label="float SiLU baseline")
     if limit is not None:
         axis.axhline(100 * limit, color="tab:red", linestyle="--", label=f"limit, {limit:+.0%}")

@@ -4,6 +4,7 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is on
 """
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 
 import sqdm
 from fpga import protocol
-from golden import network, presets, recipes
+from golden import network, presets, recipes, tradeoff
 from hw import config, descriptor, registers
 
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -85,8 +86,8 @@ def networks():
             unet = network.build(architecture)
         work = {kind: f"{count / 1e9:.2f}" for kind, count in network.macs(unet).items()}
         parameters = sum(value.numel() for value in unet.parameters()) / 1e6
-        rows.append([f"`{name}`", type(unet).__name__, f"{architecture.resolution}x"
-                     f"{architecture.resolution}", f"{parameters:.2f} M", work["total"],
+        size = f"{architecture.resolution}x{architecture.resolution}"
+        rows.append([f"`{name}`", type(unet).__name__, size, f"{parameters:.2f} M", work["total"],
                      work["convolution"], work["attention"]])
     return table(["preset", "network", "pixels", "parameters", "GMACs an evaluation",
                   "of them convolutions", "attention"], rows)
@@ -108,9 +109,16 @@ def training_recipes():
                   "learning rate", "from", "zeros aimed at"], rows)
 
 
+def zeros_quality():
+    """What zeros cost, as measured."""
+    path = Path(__file__).parent.parent / "docs/zeros_quality.json"
+    return tradeoff.markdown(json.loads(path.read_text())["points"]) + "\n"
+
+
 TABLES = {
     "networks": networks,
     "recipes": training_recipes,
+    "zeros": zeros_quality,
     "parameters": parameters,
     "registers": register_map,
     "descriptor": descriptor_fields,

@@ -52,7 +52,8 @@ def test_picture_shows_every_point(tmp_path, monkeypatch):
     axis, = drawn[0].axes
     assert [text.get_text() for text in axis.texts] == ["0.6"]
     labels = axis.get_legend_handles_labels()[1]
-    assert "control" in labels and "limit, +10%" in labels
+    assert "control, 5 steps" in labels and "ReLU, 4 bits, fine-tuned for 5 steps" in labels
+    assert "limit, +10%" in labels
     points = axis.containers[0].lines[0]
     assert points.get_xdata().tolist() == pytest.approx([61])
     assert points.get_ydata().tolist() == pytest.approx([5])
