@@ -103,7 +103,8 @@ def channels_by_time(path, trace):
     Fractions are means over the images of `trace`; channels are sorted by their mean.
     """
     layers = trace.labelled
-    columns = min(7, len(layers))
+    # Of 6 to 8 columns those that leave the fewest places empty.
+    columns = min(len(layers), min(range(6, 9), key=lambda count: -len(layers) % count))
     rows = -(-len(layers) // columns)
     figure = Figure(figsize=(1.75 * columns + 0.8, 1.45 * rows + 0.6), dpi=90, layout="constrained")
     figure.suptitle(f"Zero activations of {trace.model}, channel by evaluation,"
@@ -182,6 +183,7 @@ def expected_work(path, facts):
     by_threshold.text(100, own["speedup"], "each layer's own", fontsize=7, ha="right", va="bottom")
     by_interval.plot(series[1][1], [row["balanced"] for row in facts["intervals"]], "^-",
                      markersize=3, color="#222255", label="speed-up by balance, no threshold")
+    by_interval.set_ylim(0, 1.1 * max(row["balanced"] for row in facts["intervals"]))
     by_interval.legend(fontsize=7, loc="lower left")
     by_interval.set_xscale("log", base=2)
     by_interval.set_xticks(series[1][1], [str(place) for place in series[1][1]])
