@@ -120,6 +120,8 @@ class Architecture:
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start must be at most beta_end, {self.beta_end!r}, "
                              f"not {self.beta_start!r}")
+        if self.family == "diffusers" and self.label_dim:
+            raise ValueError(f"label_dim must be 0 in family diffusers, not {self.label_dim!r}")
         if self.family != "song" and (self.encoder, self.decoder) != ("standard", "standard"):
             raise ValueError(f"encoder and decoder must be standard in family {self.family}, "
                              f"not {self.encoder!r} and {self.decoder!r}")
@@ -443,10 +445,6 @@ class UNet(nn.Module):
     def first_channels(self):
         """Output channels of the first layer."""
         return self.architecture.model_channels
-
-    def label_embedding(self, waves, width):
-        """The module that embeds a label."""
-        raise NotImplementedError
 
     def attends(self, n):
         """Whether the decoder's block `n` of a resolution with attention has it."""

@@ -319,7 +319,7 @@ def test_no_registry_host():
 
 
 def test_nothing_is_unfinished():
-    words = "T[O]DO|F[I]XME|X{3}|NotImplemente[d]|not implemente[d]|place[h]older|for[ ]now"
+    words = "T[O]DO|F[I]XME|X{3}|raise NotImplemente[d]|not implemente[d]|place[h]older|for[ ]now"
     assert offenders([path for path in TEXTS if path.suffix in (".py", ".md", "")], words) == []
 
 

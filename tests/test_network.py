@@ -386,6 +386,8 @@ def test_architecture_of_an_older_file_takes_defaults():
      r"^norm_groups must divide the channels of a level, 32, not 12$"),
     ({"family": "dhariwal", "encoder": "skip"}, ValueError,
      r"^encoder and decoder must be standard in family dhariwal, not 'skip' and 'standard'$"),
+    ({"family": "diffusers", "label_dim": 3}, ValueError,
+     r"^label_dim must be 0 in family diffusers, not 3$"),
     ({"beta_start": 0.5}, ValueError, r"^beta_start must be at most beta_end, 0\.02, not 0\.5$"),
     ({"label_dim": -1}, ValueError, r"^label_dim must be in 0\.\.65536, not -1$"),
 ])
