@@ -8,6 +8,7 @@ from make, from pytest and from an installed wheel alike: a `verilator` command 
 import atexit
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import fnmatch
 import functools
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -193,7 +195,8 @@ def run(
     if traced := _traced(waves is not None):
         waves = folder / "dump.vcd" if waves is None else Path(waves).absolute()
     _write_script(folder / simulator.name, _simulator_script(simulator))
-    try:
+
+    def test():
         runner.get_runner("verilator").test(
             test_module,
             simulator.name,
@@ -209,9 +212,26 @@ def run(
             results_xml=str(results),
             log_file=log,
         )
+
+    try:
+        _unless_busy(test)
     except (RuntimeError, SystemExit):
         pass  # cocotb's runner only says that something failed; the results tell what
     return _read_results(results, log)
+
+
+def _unless_busy(start, attempts=20):
+    """Call `start`, again while the script that it starts is open for writing elsewhere.
+
+    A process that another thread forks has the file just written open until it starts a program.
+    """
+    for attempt in range(attempts):
+        try:
+            return start()
+        except OSError as error:
+            if error.errno != errno.ETXTBSY or attempt + 1 == attempts:
+                raise
+            time.sleep(0.05)
 
 
 def lint(sources: Mapping[str, str], top: str, waivers: Sequence[Waiver] = ()) -> list[str]:

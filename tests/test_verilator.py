@@ -74,6 +74,24 @@ def test_threads_run_at_once(counter, tmp_path):
     assert [len(run.result()) for run in runs] == [2, 2]
 
 
+def test_a_busy_script_is_started_again(tmp_path):
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o755)
+    writer, tries = open(script, "a"), []
+
+    def start():
+        tries.append(1)
+        if len(tries) == 3:
+            writer.close()
+        return subprocess.run([script]).returncode
+
+    assert verilator._unless_busy(start) == 3
+    assert len(tries) == 3
+    with open(script, "a"), pytest.raises(OSError, match="busy"):
+        verilator._unless_busy(lambda: subprocess.run([script]), attempts=2)
+
+
 def test_parameters_and_inner_signals(tmp_path):
     simulator = verilator.build(SOURCES, "counter", parameters={"START": 40},
                                 public=[("store", "last")])
