@@ -508,12 +508,14 @@ def show(figure, digits=1, scale=1.0, sign=""):
         return ""
     if figure[0] is None:
         return "inf"
-    value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in figure)
+    value, low, high = (f"{round(scale * number, digits) + 0.0:{sign}.{digits}f}"   # no -0.0
+                        for number in figure)
     return f"{value} ({low} to {high})"
 
 
 def percent(figure):
-    return show(figure, 1, 100, "+")
+    """A share less 1 as text; empty for the reference itself."""
+    return show(figure, 1, 100, "+") if any(figure) else ""
 
 
 HEAD = ("format", "samples", "zeros", "MXINT8 MACs", "SQNR dB", "loss", "to reference %",
@@ -568,7 +570,6 @@ FEATURES = {"mnist": "digits", "cifar10": "resnet56"}
 # Samples of the rows that matter, and of the others; one count for all where it is small.
 COUNTS = {"mnist": (500, 500), "cifar10": (10_000, 2000)}
 MAIN = ("float", "float relu", "int4-vsq", "uint4-fp8", "mixed")
-STORED = "as stored"        # the row of a quantized file
 NARROW = ("A4U", "A4S")
 ZERO_IMAGES = 8             # whose zero codes are counted
 
@@ -599,6 +600,11 @@ class Network:
                 if name not in ("kind", "architecture", "quantized", "mxint8", "sqnr_db")}
         return cls(str(source), model if quantized is None else quantized.float_model, quantized,
                    kept)
+
+    @property
+    def stored(self):
+        """Names of the policies in whose formats the file is: one or none."""
+        return [] if self.quantized is None else [self.quantized.policy.name]
 
     @property
     def dataset(self):
@@ -653,6 +659,8 @@ def zero_share(model, noise, steps, sampler, progress=None):
 def rows_of(network, name, policies, counts, *, seed=0, steps=STEPS, sampler=HEUN, task=silent):
     """Rows of a Network: in float under `name`, as its file is quantized, and by `policies`.
 
+    The file's constants, and not a new calibration's, stand under the name of its policy.
+
     Parameters
     ----------
     policies : names of `golden.policy.POLICIES`, each with a rule for MXINT8 layers after a plus
@@ -674,7 +682,7 @@ def rows_of(network, name, policies, counts, *, seed=0, steps=STEPS, sampler=HEU
                    "zero_fraction": zeros, "mxint8_share": share}))
 
     if network.quantized is not None:
-        add(STORED, network.quantized)
+        add(network.quantized.policy.name, network.quantized)
     for title in policies:
         policy, _, rule = title.partition("+")
         with task(f"calibrating {title}", 100) as advance:
@@ -734,7 +742,7 @@ def assess(source, reference=None, *, policies=(), reference_policies=(), folder
     if reference is not None:
         plans.append((network, f"float {network.model.architecture.activation}", policies))
     titles = [title for item, name, given in plans
-              for title in (name, *[STORED] * (item.quantized is not None), *given)]
+              for title in (name, *item.stored, *given)]
     different(titles)
     for item, _, given in plans:
         for title in given:

@@ -543,3 +543,14 @@ def test_zero_share(small_model):
     noise = draw_noise(1, small_model.architecture)
     found = quality.zero_share(small_model, noise, small_model.steps, Sampler())
     assert found == pytest.approx(quantize.zero_fraction(small_model), abs=1e-6)
+
+
+def test_rows_of_a_quantized_file(small_model_file):
+    network = quality.Network.read(small_model_file)
+    assert network.stored == ["mixed"]
+    rows = quality.rows_of(network, "float", ["int4-fp8+none"], (30, 20), steps=2)
+    assert [(row.name, row.base, row.count) for row in rows] == [
+        ("float", None, 30), ("mixed", "float", 30), ("int4-fp8+none", "float", 20)]
+    assert rows[1].denoise is network.quantized
+    assert rows[1].facts["formats"] == network.quantized.formats
+    assert rows[2].facts["mxint8_share"] == 0 < rows[1].facts["mxint8_share"]
