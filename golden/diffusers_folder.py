@@ -83,7 +83,7 @@ def read_json(path):
     if len(data) > JSON_BYTES:
         raise ModelError(f"{path}: must be at most {JSON_BYTES} bytes of JSON")
     try:
-        value = json.loads(data, parse_int=integer)
+        value = json.loads(str(data, "utf-8"), parse_int=integer)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: must be JSON ({pickled.first_line(error)})") from None
     if not isinstance(value, dict):

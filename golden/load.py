@@ -92,7 +92,7 @@ def safetensors_header(data):
     if data[8:9] != b"{" or not 2 <= length <= min(len(data) - 8, HEADER_BYTES):
         return None
     try:
-        header = json.loads(data[8:8 + length])
+        header = json.loads(str(data[8:8 + length], "utf-8"))
     except (ValueError, RecursionError):
         return None
     metadata = header.get("__metadata__")

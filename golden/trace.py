@@ -362,7 +362,7 @@ def decode(need, archive):
          f"not {info.file_size}")
     text = read_array(need, archive, "header", (None,), np.uint8, HEADER_LIMIT)
     try:
-        head = json.loads(text.tobytes())
+        head = json.loads(str(text.tobytes(), "utf-8"))
     except (ValueError, RecursionError) as error:
         need(False, f"header must be JSON ({str(error).splitlines()[0]})")
     trace = decode_header(need, head)
