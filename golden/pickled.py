@@ -480,7 +480,7 @@ def zipped(data):
 
         return Machine(memoryview(archive.read(f"{root}data.pkl")), 0, TENSORS | storage_names(),
                        storage).run()
-    except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError,
+    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError,
             EOFError, OSError, IndexError, KeyError, ValueError, OverflowError) as error:
         raise Refused(f"a torch file must be a whole zip archive ({first_line(error)})") from None
 

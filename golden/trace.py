@@ -347,7 +347,7 @@ def load(path):
     except TraceError:
         raise
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, OverflowError,
-            NotImplementedError, RuntimeError, ValueError) as error:
+            RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TraceError(f"{path}: must be a whole npz file ({reason})") from None
 
