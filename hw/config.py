@@ -4,7 +4,10 @@ import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-__all__ = ["Config", "ConfigError", "PRESETS", "TINY", "SMALL", "SMALL_DENSE", "load"]
+__all__ = [
+    "Config", "ConfigError", "PRESETS", "TINY", "SMALL", "SMALL_DENSE", "MEDIUM", "MEDIUM_DENSE",
+    "LARGE", "load",
+]
 
 
 class ConfigError(ValueError):
@@ -28,23 +31,29 @@ class Config:
         If a field breaks its rule, as "<name> must be <rule>, not <value>".
     """
 
-    name: str = "custom"             # for file names and reports
-    vector: int = 16                 # V: channels in a memory word and in a dense dot product
-    dense_lanes: int = 8             # K: output channels of the dense PE
-    dense_scale_units: int = 8       # scale operations the dense PE does in a cycle
-    sparse_pes: int = 4              # sparse PEs, each on an output pixel of its own; 0: all dense
-    sparse_lanes: int = 32           # L: output channels of a sparse PE
-    sparse_scale_units: int = 4      # scale operations a sparse PE does in a cycle
-    activation_depth: int = 8192     # words of activation codes each side can hold
-    scale_depth: int = 4096          # activation scales each side can hold
-    weight_depth: int = 640          # words of V x K weights in the dense PE
-    sparse_weight_depth: int = 2304  # words of L weights in each sparse PE
-    weight_scale_depth: int = 1024   # words of weight scales in each PE
-    max_channels: int = 128          # input channel slots of a layer
-    max_outputs: int = 128           # output channels of a layer
-    result_depth: int = 256          # words of V/4 partial sums waiting on each side
-    detector_depth: int = 8192       # zero counts kept from one evaluation to the next
-    address_width: int = 22          # bits of a word address at the memory port
+    name: str = "custom"              # for file names and reports
+    vector: int = 16                  # V: channels in a memory word and in a dense dot product
+    dense_pes: int = 1                # dense PEs, taking output tiles in turn; 0: all sparse
+    dense_lanes: int = 8              # K: output channels of a dense PE
+    dense_scale_units: int = 8        # scale operations a dense PE does in a cycle
+    sparse_pes: int = 1               # sparse PEs, taking output tiles in turn; 0: all dense
+    sparse_lanes: int = 32            # L: output channels of a sparse PE
+    sparse_rate: int = 4              # M: non-zero activations a sparse PE takes in a cycle
+    sparse_scale_units: int = 16      # scale operations a sparse PE does in a cycle
+    codes_depth: int = 2048           # words of V activation codes in each dense PE
+    entry_depth: int = 4096           # entries of M non-zeros in each sparse PE
+    record_depth: int = 1024          # records of input pixels in each PE
+    weight_depth: int = 1024          # words of V x K weights in each dense PE
+    sparse_weight_depth: int = 1024   # words of L weights in each of a sparse PE's M copies
+    weight_scale_depth: int = 256     # words of weight scales in each PE
+    partial_depth: int = 1024         # words of V/4 partial sums kept from tile to tile
+    result_depth: int = 32            # words of one sum a scale unit waiting in each PE
+    max_channels: int = 1536          # input channel slots of a layer
+    tile_channels: int = 64           # input channel slots of a tile
+    max_outputs: int = 1024           # output channels of a layer
+    tile_outputs: int = 64            # output channels of a tile
+    detector_depth: int = 8192        # zero counts kept from one evaluation to the next
+    address_width: int = 24           # bits of a word address at the memory port
 
     def __post_init__(self):
         for field in fields(self):
@@ -54,44 +63,56 @@ class Config:
                     raise ConfigError(f"name must be letters, digits and '-', not {value!r}")
             elif not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{field.name} must be an integer, not {value!r}")
-            elif value < (0 if field.name == "sparse_pes" else 1):
+            elif value < (0 if field.name in ("dense_pes", "sparse_pes") else 1):
                 raise ConfigError(f"{field.name} must be positive, not {value!r}")
         if self.vector not in (16, 32):
             raise ConfigError(f"vector must be 16 or 32, not {self.vector!r}")
+        if not self.dense_pes and not self.sparse_pes:
+            raise ConfigError("sparse_pes must be positive where dense_pes is 0, not 0")
         for side in ("dense", "sparse"):
-            lanes = getattr(self, f"{side}_lanes")
-            units = getattr(self, f"{side}_scale_units")
+            pes, lanes, units = (
+                getattr(self, f"{side}_{name}") for name in ("pes", "lanes", "scale_units"))
+            if pes > 16:
+                raise ConfigError(f"{side}_pes must be at most 16, not {pes!r}")
             if not is_power_of_two(lanes):
                 raise ConfigError(f"{side}_lanes must be a power of two, not {lanes!r}")
-            if not is_power_of_two(units) or units > min(lanes, self.vector // 2):
+            if not is_power_of_two(units) or not self.quad <= units <= lanes:
                 raise ConfigError(
-                    f"{side}_scale_units must be a power of two of at most"
-                    f" {min(lanes, self.vector // 2)} ({side}_lanes and half of vector),"
-                    f" not {units!r}")
+                    f"{side}_scale_units must be a power of two between {self.quad} (vector / 4)"
+                    f" and {lanes} ({side}_lanes), not {units!r}")
         if self.sparse_pes and self.sparse_lanes % self.vector:
             raise ConfigError(f"sparse_lanes must be a multiple of vector ({self.vector}),"
                               f" not {self.sparse_lanes!r}")
-        if not self.quad <= self.dense_lanes <= self.vector:
-            raise ConfigError(f"dense_lanes must be between vector / 4 ({self.quad}) and vector"
-                              f" ({self.vector}), not {self.dense_lanes!r}")
-        if self.sparse_pes > 4 or self.sparse_pes == 3:
-            raise ConfigError(f"sparse_pes must be 0, 1, 2 or 4, not {self.sparse_pes!r}")
-        for name in ("max_channels", "max_outputs"):
+        if self.sparse_rate not in (1, 2, 4):
+            raise ConfigError(f"sparse_rate must be 1, 2 or 4, not {self.sparse_rate!r}")
+        if self.dense_lanes > self.vector:
+            raise ConfigError(f"dense_lanes must be at most vector ({self.vector}),"
+                              f" not {self.dense_lanes!r}")
+        for name, step, most in (("tile_channels", 32, 256), ("max_channels", 32, 4096),
+                                 ("tile_outputs", 32, 512), ("max_outputs", 32, 4096)):
             value = getattr(self, name)
-            if value % 32 or value > 1024:
+            if value % step or value > most:
                 raise ConfigError(
-                    f"{name} must be a multiple of 32 of at most 1024, not {value!r}")
+                    f"{name} must be a multiple of {step} of at most {most}, not {value!r}")
+        for small, large in (("tile_channels", "max_channels"), ("tile_outputs", "max_outputs")):
+            if getattr(self, small) > getattr(self, large):
+                raise ConfigError(f"{small} must be at most {large} ({getattr(self, large)}),"
+                                  f" not {getattr(self, small)!r}")
+        for name in ("codes_depth", "entry_depth", "record_depth", "weight_depth",
+                     "sparse_weight_depth", "weight_scale_depth", "partial_depth",
+                     "result_depth"):
+            value = getattr(self, name)
+            if not is_power_of_two(value) or not 8 <= value <= 1 << 16:
+                raise ConfigError(
+                    f"{name} must be a power of two between 8 and {1 << 16}, not {value!r}")
         if not 10 <= self.address_width <= 28:
             raise ConfigError(
                 f"address_width must be between 10 and 28, not {self.address_width!r}")
-        if self.max_channels < 2 * self.vector:
-            raise ConfigError(f"max_channels must be at least {2 * self.vector} (two words, which"
-                              f" the network input takes), not {self.max_channels!r}")
-        chunks = max(2 * self.sparse_lanes, 2 * self.dense_lanes, self.max_outputs) // self.quad
-        if not is_power_of_two(self.result_depth) or self.result_depth < chunks:
-            raise ConfigError(
-                f"result_depth must be a power of two of at least {chunks} (two tiles of output"
-                f" lanes, and max_outputs), not {self.result_depth!r}")
+        for side in ("dense", "sparse"):
+            steps = getattr(self, f"{side}_lanes") // getattr(self, f"{side}_scale_units")
+            if self.result_depth < 2 * steps:
+                raise ConfigError(f"result_depth must be at least {2 * steps} (two tiles of"
+                                  f" {side} lanes), not {self.result_depth!r}")
 
     @property
     def port_width(self):
@@ -104,22 +125,45 @@ class Config:
         return self.vector // 4
 
     @property
+    def dense_multipliers(self):
+        """4-bit multipliers of all dense PEs."""
+        return self.dense_pes * self.vector * self.dense_lanes
+
+    @property
+    def sparse_multipliers(self):
+        """4-bit multipliers of all sparse PEs."""
+        return self.sparse_pes * self.sparse_lanes * self.sparse_rate
+
+    @property
     def multipliers(self):
         """4-bit multipliers of both sides together."""
-        return self.vector * self.dense_lanes + self.sparse_pes * self.sparse_lanes
+        return self.dense_multipliers + self.sparse_multipliers
+
+    @property
+    def dense_steps(self):
+        """Cycles in which a dense PE's scale units work off a group."""
+        return self.dense_lanes // self.dense_scale_units
+
+    @property
+    def sparse_steps(self):
+        """Cycles in which a sparse PE's scale units work off a group."""
+        return self.sparse_lanes // self.sparse_scale_units
 
     @property
     def sum_width(self):
-        """Bits of a group's integer sum: 15 * -8 over all channels, or 32 products of 8 bits."""
-        return max((15 * 8 * self.max_channels).bit_length(), 20) + 1
+        """Bits of a group's integer sum over a tile.
+
+        W4A4: 15 * -8 over ``tile_channels``; MXINT8: 15 * 15 over a block of 32, a pair of nibble
+        planes being a group of its own.
+        """
+        return max(15 * 8 * self.tile_channels, 15 * 15 * 32).bit_length() + 1
 
     @property
     def accumulator_width(self):
         """Bits that hold every reachable sum of scaled groups, so that nothing ever rounds.
 
         W4A4: nine taps of 15*8*channels, times 15*15, shifted by at most 28.
-        MXINT8: nine taps of ``max_channels/V`` groups of V products of 128*128 (a block of 32 is
-        never more), shifted by at most 30.
+        MXINT8: nine taps of 32 products of 128*128 in each block of 32, shifted by at most 30.
         """
         pixel = 9 * 15 * 8 * self.max_channels * 15 * 15 << 28
         block = 9 * self.max_channels * 128 * 128 << 30
@@ -131,20 +175,34 @@ class Config:
 
 
 TINY = Config(
-    name="tiny", dense_lanes=4, dense_scale_units=2, sparse_pes=1, sparse_lanes=32,
-    sparse_scale_units=4, activation_depth=1024, scale_depth=1024, weight_depth=512,
-    sparse_weight_depth=640, weight_scale_depth=512, max_channels=64, max_outputs=64,
-    result_depth=64, detector_depth=2048, address_width=13)
+    name="tiny", dense_lanes=4, dense_scale_units=4, sparse_lanes=16, sparse_rate=2,
+    sparse_scale_units=4, codes_depth=1024, entry_depth=1024, record_depth=512, weight_depth=512,
+    sparse_weight_depth=1024, weight_scale_depth=128, partial_depth=256, max_channels=128,
+    max_outputs=128, tile_outputs=32, detector_depth=2048, address_width=16)
 """For the ULX3S board and quick benches: 64 dense and 32 sparse multipliers."""
 
 SMALL = Config(name="small")
 """For the layers of mnist32: 128 dense and 128 sparse multipliers."""
 
 SMALL_DENSE = replace(
-    SMALL, name="small-dense", dense_lanes=16, dense_scale_units=8, sparse_pes=0)
+    SMALL, name="small-dense", dense_lanes=16, sparse_pes=0)
 """The yardstick for ``small``: the same multipliers, buffers and port, all dense."""
 
-PRESETS = {config.name: config for config in (TINY, SMALL, SMALL_DENSE)}
+MEDIUM = replace(SMALL, name="medium", sparse_pes=3)
+"""For an LFE5U-85F: 128 dense and 384 sparse multipliers."""
+
+MEDIUM_DENSE = replace(
+    SMALL, name="medium-dense", dense_pes=2, dense_lanes=16, sparse_pes=0)
+"""The yardstick for ``medium``: the same multipliers, buffers and port, all dense."""
+
+LARGE = Config(
+    name="large", vector=32, dense_pes=1, dense_lanes=32, dense_scale_units=32, sparse_pes=12,
+    sparse_lanes=64, sparse_rate=4, sparse_scale_units=32, tile_outputs=256, partial_depth=4096,
+    weight_depth=1024, weight_scale_depth=512, detector_depth=65536, address_width=26)
+"""For ASIC and simulation: 1024 dense and 3072 sparse multipliers, vectors of 32."""
+
+PRESETS = {config.name: config for config in (
+    TINY, SMALL, SMALL_DENSE, MEDIUM, MEDIUM_DENSE, LARGE)}
 
 
 def load(source):

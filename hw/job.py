@@ -1,0 +1,84 @@
+"""What the units of a convolution tell each other: jobs, runs, records and writes of buffers.
+
+A *job* is what one descriptor asks for: a tile of rows, columns, outputs and input channels. The
+loader divides it into *runs*: as many output rows as fit half of the PEs' activation buffers. While
+one run is computed, the next one is loaded into the other half.
+"""
+
+from amaranth.lib import data
+
+__all__ = ["entry_layout", "geometry_layout", "load_layout", "record_layout", "run_layout"]
+
+
+def load_layout(columns, depth, width):
+    """A write of a buffer: an ``enable`` bit for each column, ``address`` and ``data``."""
+    return data.StructLayout({
+        "enable": columns, "address": range(max(2, depth)), "data": width})
+
+
+def entry_layout(config):
+    """An entry of a sparse PE: up to M non-zeros of a scaled group; missing ones have code 0.
+
+    ``position`` counts the slots that the sparse side has weights of, from 0.
+    """
+    return data.ArrayLayout(data.StructLayout({
+        "position": range(config.tile_channels), "code": 4}), config.sparse_rate)
+
+
+def record_layout(config, side):
+    """What a PE knows of an input pixel, and for MX8 of each of its two nibble planes.
+
+    ``start``: first code word (dense) or entry (sparse) of the pixel; ``count``: how many;
+    ``scale``: the code of the activation scale.
+    """
+    dense = side == "dense"
+    depth = config.codes_depth if dense else config.entry_depth
+    most = -(-config.tile_channels // (config.vector if dense else config.sparse_rate))
+    return data.StructLayout({"start": range(depth), "count": range(most + 1), "scale": 8})
+
+
+def geometry_layout(config):
+    """What the PEs of one side are told about a run; stable while they compute it.
+
+    Members
+    -------
+    active : the side has work in this run
+    kernel3 : 3x3 with a border of one, or 1x1
+    mx : MX8, two nibble planes of codes and of weights
+    signed_codes : A4S
+    height, width : rows and columns of the image
+    row, column : place of the run's first output pixel in the image
+    rows, columns : size of the run
+    above, before : whether a row of input above and a column before the run has been loaded
+    in_width : columns of input that have been loaded
+    records : record of the first input pixel
+    tiles : tiles of this side's lanes that the outputs take
+    chunks : V/4 outputs each that the job has
+    stride : output pixels from one of this side's to the next; the first is number ``stride`` - 1
+    skip : every skip-th output pixel is the other side's; 0: none
+    weights : first row of the weights
+    pitch : rows of a (tap, plane, tile): words of channels (dense) or positions (sparse)
+    weight_scales : first row of the weight scales
+    """
+    return data.StructLayout({
+        "active": 1, "kernel3": 1, "mx": 1, "signed_codes": 1,
+        "height": 16, "width": 16, "row": 16, "column": 16, "rows": 16, "columns": 16,
+        "above": 1, "before": 1, "in_width": 16,
+        "records": range(config.record_depth),
+        "tiles": (config.tile_outputs // min(config.dense_lanes, config.sparse_lanes)).bit_length(),
+        "chunks": (config.tile_outputs // config.quad).bit_length(),
+        "stride": 8, "skip": 8,
+        "weights": range(max(config.weight_depth, config.sparse_weight_depth)),
+        "pitch": range(config.tile_channels + 1),
+        "weight_scales": range(config.weight_scale_depth),
+    })
+
+
+def run_layout(config):
+    """A run that is loaded and may be computed; ``first`` and ``last`` of its job.
+
+    ``bank``: half of the epilogue table that belongs to the job.
+    """
+    geometry = geometry_layout(config)
+    return data.StructLayout({
+        "dense": geometry, "sparse": geometry, "first": 1, "last": 1, "bank": 1})
