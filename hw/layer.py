@@ -10,14 +10,39 @@ __all__ = ["layer_layout"]
 def layer_layout(config):
     """The fields of `hw.descriptor.FIELDS` and what the sequencer derives from them.
 
-    ``plane``: pixels of the tensor. ``slot_words``: code words of a pixel in slot order (both
-    segments; two for IN16). ``output_words``: ceil(outputs / V). ``mx``: format MX8 or IN16.
+    Every derived size is exact for a descriptor that passes the sequencer's checks.
+
+    Members
+    -------
+    plane : pixels of the tensor
+    mx : two nibble planes of codes: MX8 or IN16
+    slot_words : ceil(slots / V): of both segments, of all blocks of IN16, or of the tile
+    output_words : ceil(outputs / V)
+    chunks : ceil(outputs / (V/4))
+    dense_tiles, sparse_tiles : ceil(outputs / K), ceil(outputs / L)
+    sparse_own : tiles of a sparse PE, max(1, sparse_tiles / sparse_pes)
+    kernel3 : 3x3; else 1x1
+    taps : 9 or 1
+    slot_pitch : port words from the weights of a slot to those of the next one
+    input_row, input_last : first and last row of input that the job needs
+    input_column, input_width : first column of input that the job needs, and how many
     """
     words = (max(config.max_channels, config.max_outputs) // config.vector).bit_length() + 1
     return data.StructLayout({
         **{name: bits for name, (_, _, bits, _) in FIELDS.items()},
         "plane": 16,
+        "mx": 1,
         "slot_words": words,
         "output_words": words,
-        "mx": 1,
+        "chunks": (config.tile_outputs // config.quad).bit_length(),
+        "dense_tiles": (config.tile_outputs // config.dense_lanes).bit_length(),
+        "sparse_tiles": (config.tile_outputs // config.sparse_lanes).bit_length(),
+        "sparse_own": (config.tile_outputs // config.sparse_lanes).bit_length(),
+        "kernel3": 1,
+        "taps": 4,
+        "slot_pitch": 21,
+        "input_row": 16,
+        "input_last": 16,
+        "input_column": 16,
+        "input_width": 16,
     })
