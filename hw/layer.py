@@ -4,7 +4,31 @@ from amaranth.lib import data
 
 from .descriptor import FIELDS
 
-__all__ = ["layer_layout"]
+__all__ = ["derived_sizes", "layer_layout"]
+
+
+def derived_sizes(config):
+    """Names and bits of the sizes that the sequencer derives; see `layer_layout`."""
+    words = (max(config.max_channels, config.max_outputs) // config.vector).bit_length() + 1
+    sparse_tiles = (config.tile_outputs // config.sparse_lanes).bit_length()
+    return {
+        "plane": 16,
+        "mx": 1,
+        "slot_words": words,
+        "output_words": words,
+        "chunks": (config.tile_outputs // config.quad).bit_length(),
+        "dense_tiles": (config.tile_outputs // config.dense_lanes).bit_length(),
+        "sparse_tiles": max(1, sparse_tiles),
+        "sparse_own": max(1, sparse_tiles),
+        "kernel3": 1,
+        "taps": 4,
+        "slot_pitch": 21,
+        "origin": 16,
+        "input_row": 16,
+        "input_last": 16,
+        "input_column": 16,
+        "input_width": 16,
+    }
 
 
 def layer_layout(config):
@@ -24,25 +48,9 @@ def layer_layout(config):
     kernel3 : 3x3; else 1x1
     taps : 9 or 1
     slot_pitch : port words from the weights of a slot to those of the next one
+    origin : pixel of the tensor at which the tile's output begins
     input_row, input_last : first and last row of input that the job needs
     input_column, input_width : first column of input that the job needs, and how many
     """
-    words = (max(config.max_channels, config.max_outputs) // config.vector).bit_length() + 1
     return data.StructLayout({
-        **{name: bits for name, (_, _, bits, _) in FIELDS.items()},
-        "plane": 16,
-        "mx": 1,
-        "slot_words": words,
-        "output_words": words,
-        "chunks": (config.tile_outputs // config.quad).bit_length(),
-        "dense_tiles": (config.tile_outputs // config.dense_lanes).bit_length(),
-        "sparse_tiles": (config.tile_outputs // config.sparse_lanes).bit_length(),
-        "sparse_own": (config.tile_outputs // config.sparse_lanes).bit_length(),
-        "kernel3": 1,
-        "taps": 4,
-        "slot_pitch": 21,
-        "input_row": 16,
-        "input_last": 16,
-        "input_column": 16,
-        "input_width": 16,
-    })
+        **{name: bits for name, (_, _, bits, _) in FIELDS.items()}, **derived_sizes(config)})
