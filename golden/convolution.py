@@ -5,22 +5,21 @@ product of its scales; groups add up in fixed point without rounding.
 """
 
 import torch
+from torch.nn import functional
 
 from golden import checks, e4m3, mxint8
-from golden.detector import permutation
-from golden.requantizer import Format, check_vector
 
-__all__ = ["MAX_SLOTS", "group_size", "accumulate", "work"]
+__all__ = ["MAX_SLOTS", "group_size", "accumulate", "loads", "work"]
 
 MAX_SLOTS = 1 << 15    # 9 taps * 2^15 slots * 128 * 128 << 30 stays below 2^63
 
 
-def group_size(format, slots, vector):
-    """Slots of a scaled group: all (A4), 32 (MX8), V (IN16)."""
-    return {Format.MX8: mxint8.BLOCK, Format.IN16: vector}.get(format, slots)
+def group_size(format, slots):
+    """Slots of a scaled group: all (A4) or 32 (MX8, IN16)."""
+    return mxint8.BLOCK if format.mx else slots
 
 
-def accumulate(codes, weight_codes, weight_scales, vector):
+def accumulate(codes, weight_codes, weight_scales):
     """Exact sum of all scaled groups for each output element.
 
     Parameters
@@ -28,16 +27,12 @@ def accumulate(codes, weight_codes, weight_scales, vector):
     codes : Codes of the input
     weight_codes : (Cout, slots, k, k), k 1 or 3; -7..7 (A4), -127..127 (MX8, IN16)
     weight_scales : (Cout, k * k, groups), E4M3 codes (A4) or 0..15 (MX8, IN16)
-    vector : V
 
     Returns (Cout, H, W) int64: sums of S * (ma * mw) << (xa - 1 + xw - 1) for A4, of
     S << (ea + ew) otherwise, where S is a group's sum of products. Input pixels outside the image
     contribute nothing.
     """
-    check_vector(vector)
-    if vector != codes.vector:
-        raise ValueError(f"vector must be that of codes, {codes.vector}, not {vector!r}")
-    mx = codes.format in (Format.MX8, Format.IN16)
+    mx = codes.format.mx
     slots, height, width = codes.codes.shape
     if slots > MAX_SLOTS:
         raise ValueError(f"codes must have at most {MAX_SLOTS} slots, not {slots!r}")
@@ -47,7 +42,7 @@ def accumulate(codes, weight_codes, weight_scales, vector):
     outputs, _, kernel, columns = weights.shape
     if kernel not in (1, 3) or columns != kernel:
         raise ValueError(f"weight_codes must be of kernel 1x1 or 3x3, not {kernel}x{columns}")
-    size = group_size(codes.format, slots, vector)
+    size = group_size(codes.format, slots)
     groups = -(-slots // size)
     scales = checks.integers(
         "weight_scales", weight_scales, 0, mxint8.WINDOW - 1 if mx else e4m3.LARGEST_CODE,
@@ -80,42 +75,72 @@ def factor(scales, mx):
     return mantissa << (exponent - 1)
 
 
-def work(codes, labels, kernel, outputs, dense_lanes, sparse_lanes):
-    """Issues of the dense PE, and of the sparse PE for non-zero codes, in one convolution.
+def loads(codes, channels):
+    """What the pixels of one tile of input channels give either side to do.
 
     Parameters
     ----------
     codes : Codes of the input
-    labels : (slots,) bool, true where the slot is sparse; false throughout for MX8 and IN16
+    channels : ChannelList of the tile
+
+    Returns, each (planes, H, W), words of V codes for the dense side and non-zero codes for the
+    sparse side. A4 has one plane and divides the positions between the sides; MX8 and IN16 have
+    two, of low and of high nibbles, and either side could do all of it.
+    """
+    _, height, width = codes.codes.shape
+    ordered = channels.gather(codes.codes, codes.vector)         # (positions, H, W)
+    if codes.format.mx:
+        words = torch.full((2, height, width), len(ordered) // codes.vector)
+        return words, (torch.stack([ordered & 15, ordered >> 4]) != 0).sum(1)
+    split = channels.split(height, width)
+    beyond = torch.arange(len(ordered))[:, None, None] >= split
+    return (-(-split // codes.vector))[None], ((ordered != 0) & beyond).sum(0, keepdim=True)
+
+
+def work(codes, lists, kernel, outputs, dense_lanes, sparse_lanes, share=1, runs=None):
+    """Issues of the dense PEs, and non-zero codes that the sparse PEs multiply, in a convolution.
+
+    Parameters
+    ----------
+    codes : Codes of the input
+    lists : ChannelLists of the tiles of input channels that take part
     kernel : 1 or 3
     outputs : output channels
-    dense_lanes, sparse_lanes : output channels an issue serves on either side
+    dense_lanes, sparse_lanes : output channels that an issue serves on either side
+    share : MX8 and IN16: of a run's output pixels in raster order, counted from 1, the dense PEs
+        take each that `share` divides, the sparse PEs the others; 0 leaves all to the sparse PEs
+    runs : output pixels, a list of (row, rows, column, columns); None: the whole image is one run
 
-    An issue is one word of V channels (for MX8 and IN16 one of its four nibble passes), or one
-    non-zero code, of one input pixel, for one tap whose output pixel exists and one tile of lanes.
+    An issue is one word of V codes (for MX8 and IN16 of a nibble plane, with one nibble plane of
+    the weights) of one input pixel, for one tap of an output pixel and one tile of lanes. Sparse
+    work counts each non-zero code (or nibble) in the same way.
     """
     if kernel not in (1, 3):
         raise ValueError(f"kernel must be 1 or 3, not {kernel!r}")
     for name, value in (("outputs", outputs), ("dense_lanes", dense_lanes),
                         ("sparse_lanes", sparse_lanes)):
         checks.integer(name, value, 1, 1 << 16)
-    mx = codes.format in (Format.MX8, Format.IN16)
-    dense, sparse = permutation(labels, codes.valid, codes.vector, natural=mx)
-    if mx and labels.any():
-        raise ValueError(f"labels must be False for {codes.format.name}, not {labels.tolist()!r}")
+    checks.integer("share", share, 0, 255)
     _, height, width = codes.codes.shape
-    reach = torch.outer(*(torch.full((size,), kernel) - ends(size, kernel)
-                          for size in (height, width)))          # (H, W) outputs of an input pixel
-    words = -(-len(dense) // codes.vector) * (4 if mx else 1)
-    nonzero = (codes.codes[sparse] != 0).sum(0)                  # (H, W)
-    return (int(reach.sum()) * words * -(-outputs // dense_lanes),
-            int((reach * nonzero).sum()) * -(-outputs // sparse_lanes))
+    weight_planes = 2 if codes.format.mx else 1
+    maps = [weight_planes * sum(tile).sum(0)
+            for tile in zip(*(loads(codes, channels) for channels in lists), strict=True)]
+    dense, sparse = (under_taps(values, kernel) for values in maps)         # (H, W) by output
+    totals = [0, 0]
+    for row, rows, column, columns in [(0, height, 0, width)] if runs is None else runs:
+        part = slice(row, row + rows), slice(column, column + columns)
+        owned = torch.ones(rows * columns, dtype=torch.bool)
+        if codes.format.mx:
+            owned = torch.arange(1, rows * columns + 1) % share == 0 if share else ~owned
+            totals[1] += int(sparse[part].flatten()[~owned].sum())
+        else:
+            totals[1] += int(sparse[part].sum())
+        totals[0] += int(dense[part].flatten()[owned].sum())
+    return totals[0] * -(-outputs // dense_lanes), totals[1] * -(-outputs // sparse_lanes)
 
 
-def ends(size, kernel):
-    """For each of `size` positions in a row, the taps that reach beyond its ends."""
-    outside = torch.zeros(size, dtype=torch.int64)
-    if kernel == 3:
-        outside[0] += 1
-        outside[-1] += 1
-    return outside
+def under_taps(values, kernel):
+    """Sum of `values` (H, W) of the input pixels that each output pixel takes, (H, W)."""
+    border = kernel // 2
+    padded = functional.pad(values, (border,) * 4)
+    return padded.unfold(0, kernel, 1).unfold(1, kernel, 1).sum((2, 3))

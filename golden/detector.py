@@ -1,14 +1,22 @@
-"""The sparsity detector: zero counts kept per channel, labels by threshold, and their order."""
+"""The sparsity detector: zero counts kept per channel, and the lists of channels that follow.
+
+Input channels are divided into tiles. Each tile has a list of its channels, split between both
+sides of the array by labels (threshold mode) or by the work that the counts foretell (balanced).
+"""
+
+import dataclasses
 
 import torch
 
-from golden import checks
+from golden import checks, mxint8
 from golden.requantizer import check_vector
 
-__all__ = ["NEVER", "NO_CHANNEL", "labels", "permutation", "positions", "Detector"]
+__all__ = ["NEVER", "NO_CHANNEL", "Costs", "ChannelList", "labels", "natural_lists",
+           "threshold_lists", "balanced_lists", "balance", "Detector"]
 
 NEVER = (1 << 17) - 1      # a threshold that no channel reaches
-NO_CHANNEL = 0xFFFF        # entry of the permutation for a position without a channel
+NO_CHANNEL = 0xFFFF        # entry of a list for a position without a channel
+BUCKET_BITS = 6            # of the zero counts that the balanced order looks at
 
 
 def labels(counts, pixels, threshold, valid):
@@ -30,31 +38,188 @@ def labels(counts, pixels, threshold, valid):
     return (counts * 65536 >= threshold * pixels) & valid
 
 
-def permutation(labels, valid, vector, natural=False):
-    """Lists of dense and of sparse slots in ascending order, as int64 tensors.
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What work costs either side, for the balanced mode; any common unit, 0..65535 each.
 
-    With `natural` (MX8 and IN16) all slots stay in place: the dense list has an entry for every
-    slot, `NO_CHANNEL` where there is no channel, and the sparse list is empty.
+    Members
+    -------
+    word : dense side, a word of V channels of a pixel
+    nonzero : sparse side, a non-zero code
+    group : sparse side, a pixel, besides
+    floor : sparse side, the least of a pixel on average
     """
-    valid = check_valid(valid)
-    check_vector(vector)
-    if len(valid) % vector:
-        raise ValueError(f"valid must be a multiple of {vector} slots, not {len(valid)!r}")
+
+    word: int
+    nonzero: int
+    group: int
+    floor: int
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            checks.integer(name, value, 0, 65535)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelList:
+    """Channels of a tile of input channels in the order of their codes, and where they are split.
+
+    Members
+    -------
+    first, size : slots of the tile in the tensor
+    slots : (n,) int64, slot of each position, counted from `first`; `NO_CHANNEL` where a position
+        of MX8 or IN16 has none
+    low, high, cut : of the split, see `split`
+    """
+
+    first: int
+    size: int
+    slots: torch.Tensor
+    low: int
+    high: int
+    cut: int
+
+    def positions(self, vector):
+        """Slot of each position, `NO_CHANNEL` in the padding to a multiple of V."""
+        check_vector(vector)
+        pad = self.slots.new_full((-len(self.slots) % vector,), NO_CHANNEL)
+        return torch.cat([self.slots, pad])
+
+    def split(self, height, width):
+        """First position of the sparse side for each input pixel, (H, W).
+
+        Of any 256 pixels in succession `cut` give the positions from `low` to `high` to the dense
+        side, as evenly as can be.
+        """
+        pixel = torch.arange(height * width)
+        gives = ((pixel * self.cut) & 255) + self.cut >= 256
+        return torch.where(gives, self.high, self.low).unflatten(0, (height, width))
+
+    def gather(self, codes, vector):
+        """Codes (positions, H, W) of the tile in order, from those of the tensor's slots."""
+        order = self.positions(vector)
+        there = order != NO_CHANNEL
+        codes = codes[self.first + torch.where(there, order, 0)]
+        return torch.where(there[:, None, None], codes, 0)
+
+
+def natural_lists(valid):
+    """ChannelLists of MX8 and IN16: tiles of 32 slots in place, without a split."""
+    valid = check_slots(valid, mxint8.BLOCK)
+    slots = torch.arange(mxint8.BLOCK)
+    return [ChannelList(first, mxint8.BLOCK,
+                        torch.where(valid[first:first + mxint8.BLOCK], slots, NO_CHANNEL),
+                        mxint8.BLOCK, mxint8.BLOCK, 0)
+            for first in range(0, len(valid), mxint8.BLOCK)]
+
+
+def threshold_lists(labels, valid, vector, tile_channels, dense_limit=255, dense=True,
+                    sparse=True):
+    """ChannelLists by labels: dense slots ascending, then sparse slots ascending.
+
+    Parameters
+    ----------
+    labels : (slots,) bool, true where the slot is sparse
+    valid : (slots,) bool; a slot without a channel is in no list
+    vector : V
+    tile_channels : slots of a tile, a multiple of 32; the last tile may have fewer
+    dense_limit : most words of V channels of a tile on the dense side, 0..255
+    dense, sparse : bool, whether the core has the side. Where it lacks one, the slots are
+        ascending, whatever the labels, and all of them belong to the other one.
+    """
     if not isinstance(labels, torch.Tensor) or labels.dtype != torch.bool:
         raise TypeError(f"labels must be a tensor of bool, not {labels!r}")
-    checks.check_shape("labels", labels, tuple(valid.shape))
-    every = torch.arange(len(valid))
-    if natural:
-        return torch.where(valid, every, NO_CHANNEL), every[:0]
-    return every[valid & ~labels], every[valid & labels]
+    checks.check_shape("labels", labels, tuple(check_valid(valid).shape))
+
+    def order(slots):
+        chosen = labels[slots]
+        boundary = min(int((~chosen).sum()), dense_limit * vector)
+        return torch.cat([slots[~chosen], slots[chosen]]), boundary, boundary, 0
+
+    return tile_lists(order, valid, vector, tile_channels, dense_limit, dense, sparse)
 
 
-def positions(dense, sparse, vector):
-    """Slot at each position: both lists, each padded with `NO_CHANNEL` to a multiple of V."""
+def balanced_lists(counts, pixels, costs, valid, vector, tile_channels, dense_limit=255,
+                   dense=True, sparse=True):
+    """ChannelLists with which both sides take as long, if the zeros are where they were.
+
+    The emptiest channels go to the sparse side; at most one word of V channels goes to the one
+    side at some pixels and to the other side at the rest.
+
+    Parameters
+    ----------
+    counts : (slots,) zero counts, 0..65535
+    pixels : H * W, 1..65535
+    costs : Costs
+    valid, vector, tile_channels, dense_limit, dense, sparse : as for `threshold_lists`
+    """
+    counts = checks.integers("counts", counts, 0, 65535, tuple(check_valid(valid).shape))
+    checks.integer("pixels", pixels, 1, 65535)
+    if not isinstance(costs, Costs):
+        raise TypeError(f"costs must be of Costs, not {costs!r}")
+    coarse = max(0, pixels.bit_length() - BUCKET_BITS)
+
+    def order(slots):
+        left = pixels - counts[slots].clamp(max=pixels)
+        order = torch.argsort((pixels - left) >> coarse, stable=True)
+        sums = [int(part.sum()) for part in left[order].split(vector)]
+        words, cut = balance(sums, pixels, costs, dense_limit)
+        low, high = (min(n * vector, len(slots)) for n in (words, words + (cut > 0)))
+        return slots[order], low, high, cut
+
+    return tile_lists(order, valid, vector, tile_channels, dense_limit, dense, sparse)
+
+
+def balance(nonzeros, pixels, costs, limit):
+    """Words of a tile on the dense side, and 256ths of the pixels at which it has one word more.
+
+    Parameters
+    ----------
+    nonzeros : non-zero codes of each word, in order, of all pixels
+    pixels : H * W
+    costs : Costs
+    limit : most words on the dense side
+    """
+    count = len(nonzeros)
+
+    def dense(words):
+        return words * costs.word * pixels
+
+    def sparse(words):
+        return (max(sum(nonzeros[words:]) * costs.nonzero + pixels * costs.group,
+                    pixels * costs.floor) if words < count else 0)
+
+    limit = min(count, limit)
+    words = max(n for n in range(limit + 1) if dense(n) <= sparse(n))
+    if words == limit:
+        return words, 0
+    # Where the line from dense(n) to dense(n + 1) crosses that from sparse(n) to sparse(n + 1).
+    gap = sparse(words) - dense(words)
+    closes = dense(words + 1) - dense(words) + sparse(words) - sparse(words + 1)
+    return words, 256 * gap // closes
+
+
+def tile_lists(order, valid, vector, tile_channels, dense_limit, dense, sparse):
+    """ChannelLists of all tiles; `order` (slots) gives slots in order, low, high and cut."""
     check_vector(vector)
-    padded = [torch.cat([part, part.new_full((-len(part) % vector,), NO_CHANNEL)])
-              for part in (dense, sparse)]
-    return torch.cat(padded)                                     # ((Wd + Ws) * V,)
+    valid = check_slots(valid, vector)
+    checks.integer("tile_channels", tile_channels, 32, 256)
+    if tile_channels % 32:
+        raise ValueError(f"tile_channels must be a multiple of 32, not {tile_channels!r}")
+    checks.integer("dense_limit", dense_limit, 0, 255)
+    if not checks.boolean("dense", dense) | checks.boolean("sparse", sparse):
+        raise ValueError("sparse must be True where dense is False, not False")
+    lists = []
+    for first in range(0, len(valid), tile_channels):
+        part = slice(first, min(first + tile_channels, len(valid)))
+        slots = torch.arange(first, part.stop)[valid[part]]
+        if dense and sparse:
+            slots, low, high, cut = order(slots)
+        else:
+            low = high = len(slots) if dense else 0
+            cut = 0
+        lists.append(ChannelList(first, part.stop - first, slots - first, low, high, cut))
+    return lists
 
 
 class Detector:
@@ -99,4 +264,11 @@ def check_valid(valid):
     if not isinstance(valid, torch.Tensor) or valid.dtype != torch.bool:
         raise TypeError(f"valid must be a tensor of bool, not {valid!r}")
     checks.check_shape("valid", valid, (None,))
+    return valid
+
+
+def check_slots(valid, multiple):
+    """`valid` if it is a tensor of bool of a `multiple` of slots."""
+    if len(check_valid(valid)) % multiple:
+        raise ValueError(f"valid must be a multiple of {multiple} slots, not {len(valid)!r}")
     return valid

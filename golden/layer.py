@@ -51,6 +51,9 @@ class LayerCall:
     detector_base : first entry of the layer in the detector
     threshold : zeros / pixels, in units of 1/65536, from which a channel is sparse
     interval : evaluations between updates of the detector's counts
+    balance : Costs, to split channels so that both sides end together, or None: by `threshold`
+    dense_limit : most words of V channels of a tile on the dense side, 0..255
+    tile_channels : slots of a tile of input channels, a multiple of 32; MX8 and IN16 have 32
     """
 
     name: str
@@ -60,6 +63,9 @@ class LayerCall:
     detector_base: int = 0
     threshold: int = detector.NEVER
     interval: int = 1
+    balance: detector.Costs = None
+    dense_limit: int = 255
+    tile_channels: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,46 +75,51 @@ class LayerResult:
     Members
     -------
     codes : Codes of the convolution's input
-    labels : (slots,) bool, true where the slot went to the sparse side
+    lists : list of ChannelList, one for each tile of input channels
     accumulator : (Cout, H, W) exact sums
     output : (Cout, H, W) 16-bit results
-    zero_counts : (slots,) of this call, for the labels of later ones
+    zero_counts : (slots,) of this call, for the lists of later ones
     saturations : groups clipped by the requantization
     """
 
     codes: Codes
-    labels: torch.Tensor
+    lists: list
     accumulator: torch.Tensor
     output: torch.Tensor
     zero_counts: torch.Tensor
     saturations: int
 
 
-def run(call, counts, vector):
+def run(call, counts, vector, dense=True, sparse=True):
     """LayerResult of `call`.
 
     Parameters
     ----------
     call : LayerCall
     counts : (slots,) the detector's zero counts before the call, or bool to give the labels
-        themselves (all False: no sparse side)
+        themselves, in place of `call.balance` and `call.threshold`; not used for MX8 and IN16
     vector : V
+    dense, sparse : bool, whether the core has the side
 
-    Labels never change the output; they decide the order of the codes and who works on them. MX8
-    and IN16 have none.
+    Lists never change the output; they decide the order of the codes and who works on them.
     """
     r, c = call.requantization, call.convolution
     codes = requantize(r.segments, r.gain, r.offset, r.shift, r.relu, r.format, vector)
-    if codes.format in (Format.MX8, Format.IN16):
-        labels = torch.zeros_like(codes.valid)
+    sides = vector, call.tile_channels, call.dense_limit, dense, sparse
+    pixels = codes.codes[0].numel()
+    if codes.format.mx:
+        lists = detector.natural_lists(codes.valid)
     elif isinstance(counts, torch.Tensor) and counts.dtype == torch.bool:
-        labels = counts & codes.valid
+        lists = detector.threshold_lists(counts, codes.valid, *sides)
+    elif call.balance is not None:
+        lists = detector.balanced_lists(counts, pixels, call.balance, codes.valid, *sides)
     else:
-        labels = detector.labels(counts, codes.codes[0].numel(), call.threshold, codes.valid)
+        labels = detector.labels(counts, pixels, call.threshold, codes.valid)
+        lists = detector.threshold_lists(labels, codes.valid, *sides)
     if tuple(c.weight_codes.shape[2:]) != (c.kernel, c.kernel):
         raise ValueError(f"kernel must be that of weight_codes, {c.weight_codes.shape[2]}, "
                          f"not {c.kernel!r}")
-    acc = accumulate(codes, c.weight_codes, c.weight_scales, vector)
+    acc = accumulate(codes, c.weight_codes, c.weight_scales)
     out = epilogue(acc, c.align_shift, c.multiplier, c.scale_shift, c.bias, c.residual,
                    c.residual_multiplier)
-    return LayerResult(codes, labels, acc, out, codes.zero_counts, codes.saturations)
+    return LayerResult(codes, lists, acc, out, codes.zero_counts, codes.saturations)

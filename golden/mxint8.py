@@ -92,7 +92,7 @@ def fake_quantize_input(x, tensor_scale):
     return (codes * unit).to(x.dtype)
 
 
-def quantize_weights(w, block=BLOCK):
+def quantize_weights(w):
     """Codes, exponents and unit of the weights `w` (Cout, slots, k, k).
 
     The window's top is the exponent of the largest magnitude. Returns the codes, -127..127, in the
@@ -103,23 +103,20 @@ def quantize_weights(w, block=BLOCK):
     checks.floats("w", w, (None, None, None, None))
     amax = w.float().abs().max().item()
     bottom = (exponent_of(amax) if amax > 0 else 0) - (WINDOW - 1)
-    codes, exponent = encode(w, block, bottom)
+    codes, exponent = encode(w, BLOCK, bottom)
     scales = torch.where((codes == 0).all(2, keepdim=True), 0, exponent - bottom)
     return (codes.flatten(1, 2)[:, :w.shape[1]].to(torch.int64),
             scales.squeeze(2).flatten(2).transpose(1, 2).to(torch.int64), 2.0 ** (bottom - 6))
 
 
-def quantize_input_weights(w, vector):
-    """`quantize_weights` of `w` (Cout, C, k, k), C at most V, for the two halves of the input.
+def quantize_input_weights(w):
+    """`quantize_weights` of `w` (Cout, C, k, k) for the two halves of the input.
 
-    Returns the codes (Cout, 2 V, k, k) and scales (Cout, k * k, 2), both halves alike, and uW.
+    With B = ceil(C / 32): codes (Cout, 64 B, k, k) and scales (Cout, k * k, 2 B), both halves
+    alike, and uW.
     """
-    checks.floats("w", w, (None, None, None, None))
-    if w.shape[1] > vector:
-        raise ValueError(f"w must have at most {vector} input channels, not {w.shape[1]!r}")
-    w = functional.pad(w, (0, 0, 0, 0, 0, vector - w.shape[1]))
-    codes, scales, unit = quantize_weights(w, vector)
-    return codes.repeat(1, 2, 1, 1), scales.repeat(1, 1, 2), unit
+    codes, scales, unit = quantize_weights(w)
+    return blocks(codes, dim=1).flatten(1, 2).repeat(1, 2, 1, 1), scales.repeat(1, 1, 2), unit
 
 
 def quantize(y):
@@ -147,12 +144,14 @@ def quantize(y):
 def split(x):
     """High and low halves of the 16-bit `x` (C, H, W): x = 256 * high + low, both of 8 bits.
 
-    Returns codes (2 C, H, W), high halves first; scales (2, H, W); and where x was clipped to
-    `SPLIT_LIMIT`, (C, H, W). Low halves may be -128.
+    With B = ceil(C / 32) blocks, the last one padded with zeros: codes (64 B, H, W), high halves
+    first; scales (2 B, H, W); and where x was clipped to `SPLIT_LIMIT`, (C, H, W). Low halves may
+    be -128.
     """
     x = checks.integers("x", x, -1 << 15, (1 << 15) - 1, (None, None, None))
     clipped = x.abs() > SPLIT_LIMIT
-    x = x.clamp(-SPLIT_LIMIT, SPLIT_LIMIT)
+    x = blocks(x.clamp(-SPLIT_LIMIT, SPLIT_LIMIT))               # (B, 32, H, W)
     low = ((x + 128) & 255) - 128
-    scales = torch.tensor(SPLIT_SCALES)[:, None, None].expand(2, *x.shape[1:]).clone()
-    return torch.cat([(x - low) >> 8, low]), scales, clipped
+    scales = torch.tensor(SPLIT_SCALES).repeat_interleave(len(x))[:, None, None]
+    return (torch.cat([(x - low) >> 8, low]).flatten(0, 1),
+            scales.expand(-1, *x.shape[2:]).clone(), clipped)

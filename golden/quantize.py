@@ -216,12 +216,11 @@ def executable(model, chosen, named, calibration, record, steps, label=None):
 
 def encode_weights(format, weight, unit):
     """Codes, scales and unit of `weight`, and the unit of sums with activations of sA `unit`."""
-    if format in (Format.A4U, Format.A4S):
-        codes, scales, weight_unit = w4.quantize(weight)
-        return codes, scales, weight_unit, 2.0 ** -18 * unit * weight_unit
-    block = weight.shape[1] if format == Format.IN16 else mxint8.BLOCK
-    codes, scales, weight_unit = mxint8.quantize_weights(weight, block)
-    return codes, scales, weight_unit, 2.0 ** -9 * unit * weight_unit
+    if format.mx:
+        codes, scales, weight_unit = mxint8.quantize_weights(weight)
+        return codes, scales, weight_unit, 2.0 ** -9 * unit * weight_unit
+    codes, scales, weight_unit = w4.quantize(weight)
+    return codes, scales, weight_unit, 2.0 ** -18 * unit * weight_unit
 
 
 # Labels.
@@ -518,15 +517,14 @@ def decode_integers(model, head, chosen, origin, need, take):
         need((table["prologue_exponent"] is not None) == hosted(layer),
              f"prologue_exponent of {name} must be there if the host makes its input, "
              "and only then")
-        if format in (Format.MX8, Format.IN16):
+        if format.mx:
             for field in ("tensor_scale", "weight_unit"):
                 need(math.frexp(table[field])[0] == 0.5,
                      f"{field} of {name} must be a power of two, not {table[field]!r}")
-        four = format in (Format.A4U, Format.A4S)
-        groups = -(-layer.cin // mxint8.BLOCK) if format == Format.MX8 else 1
+        groups = -(-layer.cin // mxint8.BLOCK) if format.mx else 1
         expected = {
-            "weight_codes": (tuple(layer.weight.shape), *((-7, 7) if four else (-127, 127))),
-            "weight_scales": ((layer.cout, layer.kernel ** 2, groups), 0, 126 if four else 15),
+            "weight_codes": (tuple(layer.weight.shape), *((-127, 127) if format.mx else (-7, 7))),
+            "weight_scales": ((layer.cout, layer.kernel ** 2, groups), 0, 15 if format.mx else 126),
             "multiplier": ((layer.cout,), 0, 32767),
             "bias": ((count if name in embedded else 1, layer.cout),),
             "zeros": ((count, layer.cin), 0, shape.height * shape.width),

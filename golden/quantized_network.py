@@ -43,7 +43,7 @@ class QuantizedLayer:
     residual_exponent : of the 16-bit residual, or None
     exponent : of the 16-bit output
     weight_codes : (Cout, Cin, k, k) int8
-    weight_scales : (Cout, k * k, groups) uint8; a group is all channels (A4, IN16) or 32 (MX8)
+    weight_scales : (Cout, k * k, groups) uint8; a group is all channels (A4) or 32 (MX8, IN16)
     weight_unit : sW, or the power of two uW
     align_shift, scale_shift, residual_multiplier : of the epilogue
     multiplier : (Cout,) int16
@@ -83,15 +83,19 @@ class QuantizedLayer:
     @property
     def sparse_capable(self):
         """Whether its input channels carry labels: A4, not MX8 or IN16."""
-        return self.format in (Format.A4U, Format.A4S)
+        return not self.format.mx
 
     def weight(self):
         """The weights that codes and scales represent, (Cout, Cin, k, k) float32."""
         return decode_weights(self.format, self.weight_codes, self.weight_scales, self.weight_unit)
 
     def slots(self, vector):
-        """Number of slots of the input."""
-        return slots(list(self.segments), vector)[1]
+        """Number of slots of the input: of its codes, or half as many for IN16."""
+        return slots(list(self.segments), vector, self.format.mx)[1]
+
+    def spread(self, x, vector, dim=0):
+        """`x` with its dimension `dim` of input channels moved to slots; other slots hold 0."""
+        return spread(x, self.segments, vector, dim, self.format.mx)
 
     def requantization(self, x, gain, centre, level, relu, vector):
         """Requantization of the 16-bit integers `x`, as (x - centre) gain + level.
@@ -102,7 +106,7 @@ class QuantizedLayer:
         if self.format == Format.IN16:
             return Requantization(x, None, None, 0, False, self.format)
         if self.prologue_exponent is not None:
-            gain = spread(torch.full((sum(self.segments),), RESIZED_GAIN), self.segments, vector)
+            gain = self.spread(torch.full((sum(self.segments),), RESIZED_GAIN), vector)
             return Requantization(x, gain, torch.zeros_like(gain), 0, relu, self.format)
         unit = self.tensor_scale * 2.0 ** Y_UNIT
         steps = torch.cat([torch.full((len(segment),), 2.0 ** exponent, dtype=torch.float64)
@@ -113,21 +117,18 @@ class QuantizedLayer:
         # From the rounded gain, so that its error vanishes at the centre.
         offset = level / unit - gain * 2.0 ** -shift * (centre / steps)
         offset = offset.round().clamp(-1 << 31, (1 << 31) - 1).long()
-        return Requantization(x, spread(gain.long(), self.segments, vector),
-                              spread(offset, self.segments, vector), shift, relu, self.format)
+        return Requantization(x, self.spread(gain.long(), vector), self.spread(offset, vector),
+                              shift, relu, self.format)
 
     def convolution(self, evaluation, residual, vector, correction=None):
         """Convolution with the 16-bit integer `residual` (Cout, H, W) or None.
 
         `correction` (Cout,) is a real number to add to the result, or None.
         """
-        if self.format == Format.IN16:
-            codes = functional.pad(self.weight_codes.long(),
-                                   (0, 0, 0, 0, 0, vector - self.segments[0])).repeat(1, 2, 1, 1)
-            scales = self.weight_scales.long().repeat(1, 1, 2)
-        else:
-            codes = spread(self.weight_codes.long(), self.segments, vector, dim=1)
-            scales = self.weight_scales.long()
+        codes = self.spread(self.weight_codes.long(), vector, dim=1)
+        scales = self.weight_scales.long()
+        if self.format == Format.IN16:       # for the high and for the low halves
+            codes, scales = codes.repeat(1, 2, 1, 1), scales.repeat(1, 1, 2)
         bias = self.bias[evaluation if len(self.bias) > 1 else 0].long()
         if correction is not None:
             unit = 2.0 ** self.exponent / (1 << epilogue.FRACTION)
@@ -139,12 +140,11 @@ class QuantizedLayer:
 def decode_weights(format, codes, scales, unit):
     """Weights (Cout, Cin, k, k) in float32 from their codes, scales (Cout, k * k, groups), unit."""
     scales = scales.long().transpose(1, 2)                       # (Cout, groups, k * k)
-    if format in (Format.A4U, Format.A4S):
-        steps = e4m3.value(scales) * torch.tensor(unit, dtype=torch.float32)
-    else:
+    if format.mx:
         steps = torch.exp2(scales.float()) * unit
-        if format == Format.MX8:
-            steps = steps.repeat_interleave(mxint8.BLOCK, 1)[:, :codes.shape[1]]
+        steps = steps.repeat_interleave(mxint8.BLOCK, 1)[:, :codes.shape[1]]
+    else:
+        steps = e4m3.value(scales) * torch.tensor(unit, dtype=torch.float32)
     return codes.float() * steps.unflatten(2, codes.shape[2:])
 
 
@@ -312,13 +312,13 @@ class QuantizedModel:
                  if self.layers[name].sparse_capable]
         made = detector.Detector(max(1, sum(item.slots(vector) for _, item in found)))
         for base, item in found:
-            made.load(base, spread(item.zeros[0].long(), item.segments, vector))
+            made.load(base, item.spread(item.zeros[0].long(), vector))
         return made
 
 
 @torch.no_grad()
 def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, thresholds=None,
-             on_layer=None):
+             adjust=None, dense=True, sparse=True, on_layer=None):
     """Run one evaluation of one image in exact integers.
 
     Parameters
@@ -326,11 +326,13 @@ def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, 
     model : QuantizedModel
     x : (1, C, H, W), the sampler's state before the evaluation
     evaluation : number in the schedule of `model.steps`
-    detector : Detector that gives the labels and takes the counts; None: a fresh one with the
+    detector : Detector that gives and takes the counts; None: a fresh one with the
         calibration's counts, which are right before evaluation 0
     vector : V
     interval : evaluations between updates of the detector
     thresholds : dict by layer name, in place of the model's
+    adjust : callable that gives the LayerCall to run in place of a LayerCall, or None
+    dense, sparse : bool, whether the core has the side
     on_layer : callable (LayerCall, LayerResult) or None
 
     Returns Evaluated.
@@ -350,12 +352,14 @@ def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, 
             item.name, evaluation,
             *prepare(item, network_layer, segments, residual, gain, evaluation, vector),
             bases[item.name], (thresholds or {}).get(item.name, item.threshold), interval)
+        if adjust is not None:
+            call = adjust(call)
         base, size = bases[item.name], item.slots(vector)
         if item.sparse_capable:
-            result = layer.run(call, detector.read(base, size), vector)
+            result = layer.run(call, detector.read(base, size), vector, dense, sparse)
             detector.update(base, result.zero_counts, evaluation, interval)
         else:
-            result = layer.run(call, torch.zeros(0, dtype=torch.int64), vector)
+            result = layer.run(call, None, vector, dense, sparse)
         calls.append(call)
         results.append(result)
         if on_layer is not None:

@@ -1,7 +1,7 @@
 """The requantization pass over one tensor: affine, ReLU, scales, codes and zero counts.
 
 Channels sit in *slots*: each segment of the input is padded to a multiple of V channels, so that a
-memory word never holds channels of two segments.
+memory word never holds channels of two segments, and 8-bit formats to blocks of 32 besides.
 """
 
 import dataclasses
@@ -23,7 +23,12 @@ class Format(enum.IntEnum):
     A4U = 0    # codes 0..15, one E4M3 scale a pixel
     A4S = 1    # codes -7..7, one E4M3 scale a pixel
     MX8 = 2    # MXINT8, blocks of 32 slots
-    IN16 = 3   # 16-bit network input: V slots of high halves, V slots of low halves
+    IN16 = 3   # 16-bit network input: blocks of 32 high halves, then as many of low halves
+
+    @property
+    def mx(self):
+        """Whether codes have 8 bits, and an exponent for each block of 32 slots."""
+        return self in (Format.MX8, Format.IN16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Codes:
 
     Members
     -------
-    codes : (slots, H, W), 0 in slots without a channel
+    codes : (slots, H, W), 0 in slots without a channel; of IN16, twice as many as the input has
     scales : (groups, H, W), E4M3 codes (A4) or exponents above the window's bottom (MX8, IN16)
     zero_counts : (slots,), pixels whose code is 0; 0 throughout for IN16
     saturations : groups in which an element was clipped
@@ -50,13 +55,14 @@ class Codes:
     vector: int
 
 
-def slots(channels, vector):
+def slots(channels, vector, mx=False):
     """Slot of each channel, segment after segment, and the number of slots.
 
     Parameters
     ----------
     channels : channels of each segment, a list of one or two positive ints
-    vector : V, 16 or 32
+    vector : V, 16 or 32; each segment begins at a multiple of it
+    mx : bool, whether the slots fill blocks of 32
     """
     check_vector(vector)
     if not 1 <= len(channels) <= 2:
@@ -66,12 +72,14 @@ def slots(channels, vector):
         checks.integer("channels", count, 1, 1 << 15)
         order.append(torch.arange(count) + total)
         total += -(-count // vector) * vector
+    if mx:
+        total += -total % mxint8.BLOCK
     return torch.cat(order), total
 
 
-def spread(x, channels, vector, dim=0):
+def spread(x, channels, vector, dim=0, mx=False):
     """`x` with its dimension `dim` of concatenated channels moved to slots; other slots hold 0."""
-    order, total = slots(channels, vector)
+    order, total = slots(channels, vector, mx)
     if x.shape[dim] != len(order):
         raise ValueError(f"x must have {len(order)} channels, not {x.shape[dim]!r}")
     shape = list(x.shape)
@@ -103,15 +111,14 @@ def requantize(segments, gain, offset, shift, relu, format, vector):
     check_vector(vector)
     segments = check_segments(segments)
     channels = [len(segment) for segment in segments]
-    x = spread(torch.cat(segments), channels, vector)           # (slots, H, W)
+    x = spread(torch.cat(segments), channels, vector, mx=format.mx)         # (slots, H, W)
     valid = torch.zeros(len(x), dtype=torch.bool)
     valid[slots(channels, vector)[0]] = True
     checks.boolean("relu", relu)
 
     if format == Format.IN16:
-        if len(segments) > 1 or channels[0] > vector:
-            raise ValueError(f"segments must be one of at most {vector} channels for IN16, "
-                             f"not {channels!r}")
+        if len(segments) > 1:
+            raise ValueError(f"segments must be one for IN16, not {channels!r}")
         if relu:
             raise ValueError("relu must be False for IN16, not True")
         codes, scales, clipped = mxint8.split(x)

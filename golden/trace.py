@@ -81,7 +81,7 @@ class TraceLayer:
     @property
     def labelled(self):
         """Whether channels carry labels: A4, not MX8 or IN16."""
-        return self.format in (Format.A4U, Format.A4S)
+        return not self.format.mx
 
     @property
     def counted(self):
