@@ -1,147 +1,247 @@
-"""The walk over output pixels, output tiles and kernel taps that both kinds of PE share."""
+"""The walk over output pixels, tiles of lanes, taps and groups that both kinds of PE share."""
 
-from amaranth import Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Window", "geometry_layout", "tap_layout"]
+from .job import geometry_layout
+
+__all__ = ["SETUP_CYCLES", "Window", "most_tiles", "own_tiles", "tap_layout"]
+
+SETUP_CYCLES = 2    # from start to the first group, besides one for each PE of the side
 
 
-def geometry_layout(config):
-    """What a PE is told about a convolution; stable while it runs.
+def most_tiles(config, side):
+    """Tiles of lanes that the outputs of a job may take."""
+    return -(-config.tile_outputs // getattr(config, f"{side}_lanes"))
 
-    ``plane`` is ``height * width``; ``words`` are the code words of a pixel on this side;
-    ``group_words`` the words that share a scale (MX formats) and ``groups`` their number;
-    ``output_words`` is ceil(outputs / V) and ``chunks`` ceil(outputs / (V/4)).
+
+def own_tiles(config, side):
+    """Tiles of lanes that one PE may have: all of them (dense), or every n-th (sparse)."""
+    if side == "dense":
+        return most_tiles(config, side)
+    return max(1, most_tiles(config, side) // max(1, config.sparse_pes))
+
+
+def tap_layout(config, side):
+    """One scaled group of a unit of work, or a null unit.
+
+    Members
+    -------
+    record : of the input pixel and plane
+    tap : ky * 3 + kx, or 0
+    tile : number of the tile among those that this PE has
+    plane : nibble planes of MX8: bit 1 of the activations, bit 0 of the weights; else 0
+    chunks : V/4 outputs each that the tile has
+    last : last group of its unit
+    null : the unit is the other side's; there is no group
     """
-    words = (config.max_channels // config.vector).bit_length() + 1
+    lanes = getattr(config, f"{side}_lanes")
     return data.StructLayout({
-        "height": 16, "width": 16, "plane": 16,
-        "kernel3": 1,        # 3x3 with a border of one, or 1x1
-        "mx": 1,             # MX8 and IN16: two nibbles a code
-        "signed_codes": 1,   # A4S
-        "words": words,
-        "group_words": 2,
-        "groups": words,
-        "output_words": (config.max_outputs // config.vector).bit_length(),
-        "chunks": (config.max_outputs // config.quad).bit_length(),
-    })
-
-
-def tap_layout(config, lanes):
-    """One step of `Window`."""
-    return data.StructLayout({
-        "pixel": 16,         # input pixel under the tap
-        "tap": 4,            # ky * 3 + kx, or 0
-        "tile": max(1, (config.max_outputs // lanes).bit_length()),
-        "chunks": (lanes // config.quad).bit_length(),   # V/4 outputs each that this tile has
-        "last": 1,           # last tap of this output pixel and tile
+        "record": range(config.record_depth),
+        "tap": 4,
+        "tile": range(max(2, own_tiles(config, side))),
+        "plane": 2,
+        "chunks": range(lanes // config.quad + 1),
+        "last": 1,
+        "null": 1,
     })
 
 
 class Window(wiring.Component):
-    """Walks the taps that lie inside the image, for every output pixel and tile of lanes.
+    """Walks the scaled groups of the units of work that one PE of a side has in a run.
 
-    Order: output pixels in raster order from ``first`` in steps of ``step``, then tiles of
-    ``lanes`` outputs, then taps. One tap a cycle; taps outside the image take no cycle.
+    Units are pairs of an output pixel of this side and a tile of lanes, in raster order, tiles
+    inside; the PE has number ``index`` and every n-th after it, n being the PEs of the side. Groups
+    of a unit: taps inside the image, (ky, kx) ascending, four plane pairs each for MX8. A null
+    unit is one step.
+
+    One step a cycle. After ``start`` in cycle 0 the first one is there in cycle
+    n + `SETUP_CYCLES` + 1; the cycles before find the place of the first unit and the way from one
+    unit to the next by single steps, so that no division is needed.
 
     Parameters
     ----------
-    lanes : int
-        Output channels of a tile.
-    step : int
-        Output pixels from one to the next.
+    side : str
+        "dense" or "sparse". The dense side has no ``skip``, the sparse side no ``stride``.
 
     Members
     -------
     geometry : ``In``
-        See `geometry_layout`.
-    first : ``In``
-        The first output pixel.
+        See `hw.job.geometry_layout`; stable from ``start`` on. ``columns`` must be at most half
+        of ``record_depth``, and at least ``stride``.
+    index : ``In``
+        Number of the PE.
     start : ``In(1)``
-        Begin; ``o`` is valid from the next cycle on if there is a pixel.
+        Begin, if the side is active; ignored while ``busy``.
     o : ``Out(stream)``
         See `tap_layout`.
+    busy : ``Out(1)``
+        From the cycle after ``start`` until the last step has been taken.
     """
 
-    def __init__(self, config, *, lanes, step):
-        self.config, self.lanes, self.step = config, lanes, step
+    def __init__(self, config, *, side):
+        self.config, self.side = config, side
+        self.pes = getattr(config, f"{side}_pes")
         super().__init__({
             "geometry": In(geometry_layout(config)),
-            "first": In(range(max(2, step))),
+            "index": In(range(max(2, self.pes))),
             "start": In(1),
-            "o": Out(stream.Signature(tap_layout(config, lanes))),
+            "o": Out(stream.Signature(tap_layout(config, side))),
+            "busy": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        geometry, record = self.geometry, self.o.payload
-        tile_chunks = self.lanes // self.config.quad
-        active = Signal()
-        pixel, row, column = Signal(17), Signal(16), Signal(16)
-        tile, chunks_left = Signal.like(record.tile), Signal.like(geometry.chunks)
-        ky, kx = Signal(2), Signal(2)
+        config, geometry, tap = self.config, self.geometry, self.o.payload
+        sparse, pes = self.side == "sparse", self.pes
+        records = range(config.record_depth)
+        place_layout = data.StructLayout({
+            "row": range(config.record_depth // 2 + pes + 2),
+            "column": records,
+            "record": records,
+            "phase": 8,          # number of the pixel modulo ``skip``
+        })
 
-        def low(position):
-            return geometry.kernel3 & (position == 0)
-
-        def high(position, size):
-            return Mux(geometry.kernel3, Mux(position + 1 == size, 1, 2), 0)
-
-        def following(position):
-            y, x = position
-            wrap = x + 1 == geometry.width
-            after_y, after_x = Signal(16), Signal(16)
-            m.d.comb += [after_y.eq(y + wrap), after_x.eq(Mux(wrap, 0, x + 1))]
-            return after_y, after_x
-
-        def begin_taps(y, x):
-            return [ky.eq(low(y)), kx.eq(low(x))]
-
-        def begin_tiles():
-            return [tile.eq(0), chunks_left.eq(geometry.chunks)]
-
-        next_place = (row, column)
-        for _ in range(self.step):
-            next_place = following(next_place)
-        first_place = [(Signal(16, init=0, name="zero_y"), Signal(16, init=0, name="zero_x"))]
-        for _ in range(self.step - 1):
-            first_place.append(following(first_place[-1]))
-        first_y, first_x = Signal(16), Signal(16)
-        with m.Switch(self.first):
-            for number, (y, x) in enumerate(first_place):
-                with m.Case(number):
-                    m.d.comb += [first_y.eq(y), first_x.eq(x)]
-
-        last_column = kx == high(column, geometry.width)
-        last_row = ky == high(row, geometry.height)
-        last_tile = chunks_left <= tile_chunks
-        shift_y = Mux(geometry.kernel3, Mux(ky == 0, -geometry.width, Mux(
-            ky == 2, geometry.width, 0)), 0)
-        m.d.comb += [
-            self.o.valid.eq(active),
-            record.pixel.eq(pixel + shift_y + Mux(geometry.kernel3, kx, 1) - 1),
-            record.tap.eq(ky * 3 + kx),
-            record.tile.eq(tile),
-            record.chunks.eq(Mux(last_tile, chunks_left, tile_chunks)),
-            record.last.eq(last_column & last_row),
+        # what follows from the geometry alone
+        stride = Const(1, 1) if sparse else geometry.stride
+        in_row, wrap_records, first_record = (Signal(records), Signal(records), Signal(records))
+        pixel_records = Signal(records)
+        below, after = Signal(), Signal()      # the run's last row or column is the image's
+        tile_chunks = getattr(config, f"{self.side}_lanes") // config.quad
+        rest = geometry.chunks[:tile_chunks.bit_length() - 1]
+        m.d.sync += [
+            in_row.eq(geometry.in_width << geometry.mx),
+            wrap_records.eq((geometry.in_width - geometry.columns) << geometry.mx),
+            pixel_records.eq(stride << geometry.mx),
+            first_record.eq(geometry.records + (
+                (stride - 1 + geometry.before - geometry.kernel3) << geometry.mx)
+                - Mux(geometry.kernel3 & ~geometry.above, in_row, 0)),
+            below.eq(geometry.row + geometry.rows == geometry.height),
+            after.eq(geometry.column + geometry.columns == geometry.width),
         ]
 
-        with m.If(active & self.o.ready):
-            with m.If(~last_column):
-                m.d.sync += kx.eq(kx + 1)
-            with m.Elif(~last_row):
-                m.d.sync += [kx.eq(low(column)), ky.eq(ky + 1)]
-            with m.Elif(~last_tile):
-                m.d.sync += [tile.eq(tile + 1), chunks_left.eq(chunks_left - tile_chunks)]
-                m.d.sync += begin_taps(row, column)
-            with m.Else():
-                m.d.sync += begin_tiles() + begin_taps(*next_place)
-                m.d.sync += [row.eq(next_place[0]), column.eq(next_place[1])]
-                m.d.sync += pixel.eq(pixel + self.step)
-                m.d.sync += active.eq(pixel + self.step < geometry.plane)
-        with m.If(self.start):
-            m.d.sync += begin_tiles() + begin_taps(first_y, first_x)
-            m.d.sync += [row.eq(first_y), column.eq(first_x), pixel.eq(self.first)]
-            m.d.sync += active.eq(self.first < geometry.plane)
+        # one step of a place: by some tiles, and by the pixels that go with it
+        here, there, by = Signal(place_layout), Signal(place_layout), Signal(place_layout)
+        tile, tile_step, next_tile = (
+            Signal(range(most_tiles(config, self.side) + 1)) for _ in range(3))
+        tile_sum, column_sum = Signal(len(tile) + 1), Signal(len(here.column) + 1)
+        phase_sum = Signal(9)
+        tile_wraps, column_wraps = Signal(), Signal()
+        rows, columns = geometry.rows[:len(here.row)], geometry.columns[:len(here.column)]
+        m.d.comb += [
+            tile_sum.eq(tile + tile_step),
+            tile_wraps.eq(tile_sum >= geometry.tiles),
+            next_tile.eq(Mux(tile_wraps, tile_sum - geometry.tiles, tile_sum)),
+            column_sum.eq(here.column + by.column),
+            column_wraps.eq(column_sum >= columns),
+            there.row.eq(here.row + by.row + column_wraps),
+            there.column.eq(Mux(column_wraps, column_sum - columns, column_sum)),
+            there.record.eq(here.record + by.record + Mux(column_wraps, wrap_records, 0)),
+        ]
+        if sparse:
+            m.d.comb += [
+                phase_sum.eq(here.phase + by.phase),
+                there.phase.eq(Mux(phase_sum >= geometry.skip, phase_sum - geometry.skip,
+                                   phase_sum)),
+            ]
+
+        def step(place):
+            """Statements that step by the pixels of ``place``."""
+            return [by[name].eq(value) for name, value in place.items()]
+
+        pixel = {"row": 0, "column": stride, "record": pixel_records, "phase": 1}
+        origin = {"row": 0, "column": stride - 1, "record": first_record, "phase": 0}
+
+        # the taps of a unit
+        ky, kx, plane, own = Signal(2), Signal(2), Signal(2), Signal.like(tap.tile)
+        high_y, high_x = Signal(2), Signal(2)
+        last_y, last_x, last_plane, last_tile, null = (Signal() for _ in range(5))
+        m.d.comb += [
+            high_y.eq(Mux(geometry.kernel3, Mux(
+                below & (here.row + 1 == rows), 1, 2), 0)),
+            high_x.eq(Mux(geometry.kernel3, Mux(
+                after & (here.column + 1 == columns), 1, 2), 0)),
+            last_y.eq(ky == high_y), last_x.eq(kx == high_x),
+            last_plane.eq(~geometry.mx | (plane == 3)),
+            last_tile.eq(tile + 1 == geometry.tiles),
+            null.eq((geometry.skip != 0) & (here.phase + 1 == geometry.skip) if sparse else 0),
+            tap.record.eq(here.record + Mux(ky[1], in_row << 1, Mux(ky[0], in_row, 0))
+                          + Mux(geometry.mx, Cat(plane[1], kx), kx)),
+            tap.tap.eq((ky << 1) + ky + kx),
+            tap.tile.eq(own),
+            tap.plane.eq(plane),
+            tap.chunks.eq(Mux(last_tile & (rest != 0), rest, tile_chunks)),
+            tap.last.eq(last_y & last_x & last_plane),
+            tap.null.eq(null),
+        ]
+
+        def begin_unit():
+            """Statements that go to the place ``there``."""
+            return [
+                here.eq(there), tile.eq(next_tile), plane.eq(0),
+                ky.eq(geometry.kernel3 & ~geometry.above & (there.row == 0)),
+                kx.eq(geometry.kernel3 & ~geometry.before & (there.column == 0)),
+            ]
+
+        # single steps to unit number ``pes``: the way from one of this PE's units to the next,
+        # and the pixels of that way if it passes the last tile
+        count, first = Signal(range(pes + 1)), Signal(place_layout)
+        first_tile, way_tile = Signal.like(tile), Signal.like(tile)
+        way, longer_way = Signal(place_layout), Signal(place_layout)
+        m.d.comb += self.busy.eq(1)
+        with m.FSM(name="walk"):
+            with m.State("Idle"):
+                m.d.comb += self.busy.eq(0)
+                m.d.sync += [here.eq(0), tile.eq(0), count.eq(0)]
+                with m.If(self.start & geometry.active):
+                    m.next = "Count"
+            with m.State("Count"):
+                m.d.comb += [tile_step.eq(1)] + step({
+                    name: Mux(last_tile, value, 0) for name, value in pixel.items()})
+                m.d.sync += [here.eq(there), tile.eq(next_tile), count.eq(count + 1)]
+                with m.If(count == self.index):
+                    m.d.sync += [first.eq(here), first_tile.eq(tile)]
+                with m.If(count == pes - 1):
+                    m.next = "Measure"
+            with m.State("Measure"):
+                m.d.comb += step(pixel)
+                m.d.sync += [
+                    way.eq(here), longer_way.eq(there), here.eq(first),
+                    way_tile.eq(tile), tile.eq(first_tile),
+                ]
+                m.next = "Place"
+            with m.State("Place"):
+                m.d.comb += step(origin)
+                m.d.sync += begin_unit()
+                if sparse:
+                    m.d.sync += own.eq(0)
+                else:
+                    m.d.sync += own.eq(next_tile)
+                m.next = "Walk"
+                with m.If(there.row >= rows):
+                    m.next = "Idle"
+            with m.State("Walk"):
+                m.d.comb += [self.o.valid.eq(1), tile_step.eq(way_tile)] + step({
+                    name: Mux(tile_wraps, longer_way[name], way[name]) for name in pixel})
+                with m.If(self.o.ready):
+                    with m.If(tap.last | null):
+                        m.d.sync += begin_unit()
+                        if sparse:
+                            m.d.sync += own.eq(Mux(tile_wraps | (way_tile == 0), 0, own + 1))
+                        else:
+                            m.d.sync += own.eq(next_tile)
+                        with m.If(there.row >= rows):
+                            m.next = "Idle"
+                    with m.Elif(~last_plane):
+                        m.d.sync += plane.eq(plane + 1)
+                    with m.Else():
+                        m.d.sync += plane.eq(0)
+                        with m.If(~last_x):
+                            m.d.sync += kx.eq(kx + 1)
+                        with m.Else():
+                            m.d.sync += [
+                                ky.eq(ky + 1),
+                                kx.eq(geometry.kernel3 & ~geometry.before & (here.column == 0)),
+                            ]
         return m

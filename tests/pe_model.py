@@ -1,9 +1,7 @@
-"""Naive forms of what the PEs and the dispatcher do, and the simulator calls that tests share.
+"""Naive forms of what the PEs do, the operands of random runs, and the simulator call of the tests.
 
 They are written from the contracts of the units, one loop a sum or a step.
 """
-
-import itertools
 
 from amaranth.sim import Simulator
 
@@ -21,39 +19,9 @@ def simulate(dut, *benches):
     simulator.run()
 
 
-def geometry(config, height, width, *, kernel=3, outputs=1, words=1, format=naive.A4U):
-    """Fields of `hw.window.geometry_layout` for a side with ``words`` words of channels."""
-    vector = config.vector
-    mx = format in (naive.MX8, naive.IN16)
-    return {
-        "height": height, "width": width, "plane": height * width, "kernel3": int(kernel == 3),
-        "mx": int(mx), "signed_codes": int(format == naive.A4S), "words": words,
-        "group_words": 1 if format == naive.IN16 else 32 // vector,
-        "groups": {naive.MX8: -(-words * vector // 32), naive.IN16: 2}.get(format, 1),
-        "output_words": -(-outputs // vector), "chunks": -(-outputs // config.quad),
-    }
-
-
 def packed(layout, values):
     """Integer of a structure with these fields; the others are 0."""
     return sum(value << dict(layout)[name].offset for name, value in values.items())
-
-
-def tile_sizes(config, outputs, lanes):
-    """Chunks of each tile of lanes."""
-    chunks, most = -(-outputs // config.quad), lanes // config.quad
-    return [min(most, chunks - first) for first in range(0, chunks, most)]
-
-
-def walk(config, lanes, height, width, *, kernel, outputs, first=0, step=1):
-    """Every tap of `hw.window.Window` as a dictionary of its record's fields."""
-    for pixel in range(first, height * width, step):
-        row, column = divmod(pixel, width)
-        for tile, chunks in enumerate(tile_sizes(config, outputs, lanes)):
-            inside = list(naive.taps(kernel, height, width, row, column))
-            for tap, y, x in inside:
-                yield {"pixel": y * width + x, "tap": tap, "tile": tile, "chunks": chunks,
-                       "last": int((tap, y, x) == inside[-1])}
 
 
 def nibbles(values):
@@ -71,96 +39,169 @@ def port_bytes(config, values):
     return [octets(values[n:n + size]) for n in range(0, len(values), size)]
 
 
-def code_words(config, codes, mx):
-    """Port words of ``codes[position][pixel]``."""
-    vector, words = config.vector, []
-    planes = (0, 4) if mx else (0,)
-    for first in range(0, len(codes), vector):
-        for pixel in range(len(codes[0])):
-            column = [line[pixel] for line in codes[first:first + vector]]
-            words += [nibbles(code >> shift for code in column) for shift in planes]
-    return words
+def tile_sizes(config, outputs, lanes):
+    """Chunks of each tile of lanes."""
+    chunks, most = -(-outputs // config.quad), lanes // config.quad
+    return [min(most, chunks - first) for first in range(0, chunks, most)]
 
 
-def padded_outputs(config, outputs):
-    return -(-outputs // config.vector) * config.vector
+def lanes_of(config, side):
+    """PEs, lanes and scale units of a side."""
+    return tuple(getattr(config, f"{side}_{name}") for name in ("pes", "lanes", "scale_units"))
 
 
-def dense_weights(config, weights, mx):
-    """Row and column of the dense weight buffer to its K nibbles.
+def random_geometry(config, side, rng, *, size=None, corner=False, mx=None, kernel3=None,
+                    outputs=None):
+    """Fields of `hw.job.geometry_layout` of a random run that keeps the rules.
 
-    ``weights[position][tap][output]``; positions are whole words. Rows lie as
-    ``[tap][plane][word][tile]``, a column for each channel of a word.
+    ``size`` is that of the image; ``corner``: the run ends with the image's last row and column.
     """
-    lanes, vector = config.dense_lanes, config.vector
-    rows = {}
-    words, taps, outputs = len(weights) // vector, len(weights[0]), len(weights[0][0])
-    tiles = padded_outputs(config, outputs) // lanes
-    planes = (0, 4) if mx else (0,)
-    order = itertools.product(range(taps), planes, range(words), range(tiles))
-    for row, (tap, shift, word, tile) in enumerate(order):
-        for channel in range(vector):
-            line = weights[word * vector + channel][tap]
-            rows[row, channel] = nibbles(
-                code >> shift for code in line[tile * lanes:(tile + 1) * lanes])
-    return rows
+    pes, lanes, _ = lanes_of(config, side)
+    height, width = size or (rng.randint(1, 7), rng.randint(1, 7))
+    kernel3 = rng.random() < 0.6 if kernel3 is None else kernel3
+    mx = rng.random() < 0.4 if mx is None else mx
+    columns, rows = min(width, rng.randint(1, 6)), min(height, rng.randint(1, 4))
+    column = width - columns if corner else rng.choice((0, rng.randint(0, width - columns)))
+    row = height - rows if corner else rng.randint(0, height - rows)
+    first_column, first_row = max(0, column - kernel3), max(0, row - kernel3)
+    tiles = rng.choice([
+        n for n in range(1, max(2, config.tile_outputs // lanes + 1))
+        if side == "dense" or pes % n == 0 or n % pes == 0])
+    tile_chunks = lanes // config.quad
+    chunks = (tiles - 1) * tile_chunks + rng.randint(1, tile_chunks)
+    if outputs is not None:
+        sizes = tile_sizes(config, outputs, lanes)
+        tiles, chunks = len(sizes), sum(sizes)
+    return {
+        "active": 1, "kernel3": int(kernel3), "mx": int(mx),
+        "signed_codes": int(not mx and rng.random() < 0.5),
+        "height": height, "width": width, "row": row, "column": column, "rows": rows,
+        "columns": columns, "above": row - first_row, "before": column - first_column,
+        "in_width": min(width, column + columns + kernel3) - first_column,
+        "records": rng.choice((0, config.record_depth // 2)), "tiles": tiles, "chunks": chunks,
+        "stride": rng.randint(1, columns) if side == "dense" and mx else 1,
+        "skip": rng.choice((0, 0, 1, 2, 3, 5)) if side == "sparse" and mx else 0,
+        "weights": rng.choice((0, 3)), "pitch": 1, "weight_scales": rng.choice((0, 5)),
+    }
 
 
-def sparse_weights(config, weights):
-    """The same for a sparse PE: rows lie as ``[position][tap][tile]``, a column for V outputs."""
-    lanes, vector = config.sparse_lanes, config.vector
-    rows, row = {}, 0
-    for taps in weights:
-        for line in taps:
-            for tile in range(0, padded_outputs(config, len(line)), lanes):
-                for column in range(lanes // vector):
-                    first = tile + column * vector
-                    if first < len(line):
-                        rows[row, column] = nibbles(line[first:first + vector])
-                row += 1
-    return rows
+def units(config, side, geometry, index):
+    """(output pixel, tile, other side's) of each unit of work of PE ``index``."""
+    pes = lanes_of(config, side)[0]
+    number = 0
+    for pixel in range(geometry["rows"] * geometry["columns"]):
+        if (pixel + 1) % geometry["stride"]:
+            continue
+        for tile in range(geometry["tiles"]):
+            if number % pes == index:
+                yield pixel, tile, bool(geometry["skip"]) and (pixel + 1) % geometry["skip"] == 0
+            number += 1
 
 
-def weight_scale_rows(config, scales, units):
-    """Rows of ``units`` bytes of ``scales[output][tap][group]``, ``[tap][group][output]``."""
-    outputs = padded_outputs(config, len(scales))
-    flat = [scales[output][tap][group] if output < len(scales) else 0
-            for tap in range(len(scales[0])) for group in range(len(scales[0][0]))
-            for output in range(outputs)]
-    return [octets(flat[n:n + units]) for n in range(0, len(flat), units)]
+def taps(geometry, pixel):
+    """(tap, row, column) of the inputs of an output pixel; rows and columns of what is loaded."""
+    row, column = divmod(pixel, geometry["columns"])
+    for tap, y, x in naive.taps(
+            3 if geometry["kernel3"] else 1, geometry["height"], geometry["width"],
+            geometry["row"] + row, geometry["column"] + column):
+        yield (tap, y - geometry["row"] + geometry["above"],
+               x - geometry["column"] + geometry["before"])
 
 
-class ThrottleModel:
-    """When the last product of a group may be issued, from absolute times.
+def groups(geometry, pixel):
+    """(tap, record without the first one, planes) of each scaled group of a unit."""
+    for tap, y, x in taps(geometry, pixel):
+        place = y * geometry["in_width"] + x
+        if not geometry["mx"]:
+            yield tap, place, 0
+            continue
+        for plane in range(4):      # (ap, wp) = (0, 0), (0, 1), (1, 0), (1, 1)
+            yield tap, 2 * place + plane // 2, plane
 
-    A group ends no earlier than the steps of the group before have begun one after the other; a
-    tile no earlier than the flush before leaves room for its own; and it needs room for results.
+
+def chunks_of_tile(config, side, geometry, tile):
+    most = lanes_of(config, side)[1] // config.quad
+    return min(most, geometry["chunks"] - tile * most)
+
+
+def own_tile(config, side, tile):
+    """Number of a tile among those of the PE that has it."""
+    return tile if side == "dense" else tile // config.sparse_pes
+
+
+def window_steps(config, side, geometry, index):
+    """Every step of `hw.window.Window` as a dictionary of its record's fields."""
+    for pixel, tile, null in units(config, side, geometry, index):
+        if null:
+            yield {"null": 1}
+            continue
+        inside = list(groups(geometry, pixel))
+        for number, (tap, record, plane) in enumerate(inside):
+            yield {
+                "null": 0, "record": geometry["records"] + record, "tap": tap, "plane": plane,
+                "tile": own_tile(config, side, tile),
+                "chunks": chunks_of_tile(config, side, geometry, tile),
+                "last": int(number == len(inside) - 1),
+            }
+
+
+class Schedule:
+    """When a PE issues what, from the counts alone; cycle 0 is that of ``start``.
+
+    A group takes ``count`` issues, one a cycle; an empty one takes a cycle without an issue, but
+    at the end of a unit it is issued as one empty product; a null unit takes a cycle. The last
+    issue of a scaled group comes at least ``steps`` cycles after that of the scaled group before.
+    The last issue of a unit needs ``steps`` free rows of results; they are free again in the cycle
+    after the unit's last chunk was taken.
+
+    Parameters
+    ----------
+    first : int
+        Cycle of the first issue.
+    steps, depth : int
+        Rows of results of a unit; rows there are.
+
+    Attributes
+    ----------
+    issues : list
+        (cycle, first of the group, last of the group, last of the unit, empty) of each issue.
+    starved : int
+        Cycles in which the last issue of a unit waited for room, and for nothing else.
+    end : int
+        Last cycle in which a group or null unit was at the issue; ``first`` - 1 without any.
     """
 
-    def __init__(self, config, lanes, units):
-        self.quad, self.units = config.quad, units
-        self.chunk_cycles = config.quad // min(units, config.quad)
-        self.room = config.result_depth
-        self.group_free = self.flushed = 0
+    def __init__(self, first, steps, depth):
+        self.steps, self.depth = steps, depth
+        self.cycle, self.end, self.starved = first, first - 1, 0
+        self.group_free = 0
+        self.issues, self.freed, self.units = [], [], 0
 
-    def steps(self, chunks):
-        """Steps of the scale units for a tile of this many chunks: one for ``units`` outputs."""
-        return -(-chunks * self.quad // self.units)
+    def null(self):
+        self.end = self.cycle
+        self.cycle += 1
 
-    def starved(self, tile_last, chunks):
-        return tile_last and self.room < chunks
+    def group(self, count, last, free=None):
+        """A group of ``count`` issues; its last issue's cycle, or None.
 
-    def allowed(self, cycle, group_last, tile_last, chunks):
-        return not (group_last and cycle < self.group_free
-                    or tile_last and cycle + self.steps(chunks) < self.flushed
-                    or self.starved(tile_last, chunks))
-
-    def issue(self, cycle, group_last, tile_last, chunks):
-        if group_last:
-            self.group_free = cycle + self.steps(chunks)
-        if tile_last:
-            self.flushed = cycle + self.steps(chunks) + chunks * self.chunk_cycles
-            self.room -= chunks
-
-    def pop(self):
-        self.room += 1
+        With ``last``, ``free(unit)`` is the cycle in which the last chunk of this unit was taken.
+        """
+        if not count and not last:
+            self.null()
+            return None
+        for number in range(max(1, count)):
+            ends = number == max(1, count) - 1
+            if ends:
+                self.cycle = max(self.cycle, self.group_free)
+                self.group_free = self.cycle + self.steps
+                older = self.units - self.depth // self.steps
+                if last and older >= 0:
+                    room = free(older) + 1
+                    self.starved += max(0, room - self.cycle)
+                    self.cycle = max(self.cycle, room)
+                    self.group_free = self.cycle + self.steps
+            self.issues.append((self.cycle, number == 0, ends, ends and last, not count))
+            self.end = self.cycle
+            self.cycle += 1
+        self.units += last
+        return self.end

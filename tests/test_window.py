@@ -1,95 +1,87 @@
-"""The walk over pixels, tiles and taps against loops."""
+"""The walk over pixels, tiles, taps and groups against loops."""
 
 import random
 from dataclasses import replace
 
 import pytest
 
-from hw.config import SMALL, TINY
-from hw.window import Window
-from tests.pe_model import STALLS, geometry, simulate, walk
+from hw.config import TINY
+from hw.window import SETUP_CYCLES, Window
+from tests.pe_model import STALLS, random_geometry, simulate, window_steps
 
-SIZES = [(1, 1), (1, 2), (2, 1), (1, 5), (5, 1), (2, 2), (3, 3), (2, 4), (4, 3)]
-WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8)
+FEW = replace(TINY, name="few", record_depth=256, tile_outputs=64)
 
 
-async def run(ctx, dut, config, first, case, rng, stall):
-    """Start a walk, hold it up, compare every step; what it took in cycles."""
-    height, width, kernel, outputs = case
-    expected = list(walk(config, dut.lanes, height, width, kernel=kernel, outputs=outputs,
-                         first=first, step=dut.step))
-    ctx.set(dut.geometry, geometry(config, height, width, kernel=kernel, outputs=outputs))
-    ctx.set(dut.first, first)
+async def run(ctx, dut, geometry, index, stall, rng):
+    """Start a walk, hold it up, compare every step and the cycle in which each one is there."""
+    expected = list(window_steps(dut.config, dut.side, geometry, index))
+    ctx.set(dut.geometry, geometry)
+    ctx.set(dut.index, index)
     ctx.set(dut.start, 1)
     await ctx.tick()
     ctx.set(dut.start, 0)
-    cycles = taken = 0
-    while taken < len(expected):
+    cycle, taken = 1, 0
+    first = dut.pes + SETUP_CYCLES + 1
+    while taken < len(expected) or cycle < first:
         ready = rng.random() >= stall
         ctx.set(dut.o.ready, ready)
-        assert ctx.get(dut.o.valid), (case, taken)
-        payload = ctx.get(dut.o.payload)
-        assert {name: payload[name] for name in expected[taken]} == expected[taken], (case, taken)
+        assert ctx.get(dut.o.valid) == (cycle >= first), (geometry, index, cycle)
+        assert ctx.get(dut.busy)
+        if ctx.get(dut.o.valid):
+            payload = ctx.get(dut.o.payload)
+            found = {name: payload[name] for name in expected[taken]}
+            assert found == expected[taken], (geometry, index, taken)
+            taken += ready
         await ctx.tick()
-        cycles += 1
-        taken += ready
+        cycle += 1
     for ready in (1, 0):
         ctx.set(dut.o.ready, ready)
-        assert not ctx.get(dut.o.valid), f"{case} must end after {taken} steps"
+        assert not ctx.get(dut.o.valid), f"{geometry} must end after {taken} steps"
+        assert not ctx.get(dut.busy)
         await ctx.tick()
-    return cycles, len(expected)
 
 
-@pytest.mark.parametrize("config, lanes, step", [
-    (TINY, 4, 1), (TINY, 32, 1), (SMALL, 8, 1), (SMALL, 64, 2), (WIDE, 32, 4)],
-    ids=lambda value: getattr(value, "name", str(value)))
-def test_walks(config, lanes, step):
-    """Sizes and kernels one after the other, every first pixel, one tap a cycle."""
-    dut = Window(config, lanes=lanes, step=step)
-    rng = random.Random(lanes)
+@pytest.mark.parametrize("side, pes", [
+    ("dense", 1), ("dense", 2), ("dense", 3), ("sparse", 1), ("sparse", 2), ("sparse", 3),
+    ("sparse", 12)])
+def test_walks(side, pes):
+    """Random runs one after the other: every step is there, one a cycle, after the set-up."""
+    config = replace(FEW, sparse_pes=pes, dense_pes=pes)
+    dut = Window(config, side=side)
+    rng = random.Random(pes)
 
     async def bench(ctx):
-        outputs = [1, config.quad + 1, lanes, lanes + 1, 2 * lanes - 1, config.max_outputs]
-        for number, (height, width) in enumerate(SIZES):
-            for kernel in (1, 3):
-                case = height, width, kernel, min(outputs[number % 6], config.max_outputs)
-                cycles, steps = await run(ctx, dut, config, (number + kernel) % step, case, rng, 0)
-                assert cycles == steps
+        for number in range(25):
+            geometry = random_geometry(config, side, rng)
+            index = number % pes
+            await run(ctx, dut, geometry, index, 0 if number % 4 else rng.choice(STALLS), rng)
 
     simulate(dut, bench)
 
 
-def test_stalls():
-    dut = Window(TINY, lanes=4, step=2)
-    rng = random.Random(5)
+def test_side_without_work():
+    """An inactive side does not begin."""
+    dut = Window(FEW, side="dense")
 
     async def bench(ctx):
-        for stall in STALLS:
-            for first in range(2):
-                for case in ((1, 1, 3, 5), (3, 2, 3, 9), (1, 3, 1, 4), (2, 3, 3, 1)):
-                    await run(ctx, dut, TINY, first, case, rng, stall)
-
-    simulate(dut, bench)
-
-
-def test_large_image():
-    """The last pixels of the largest plane, and the first ones."""
-    dut = Window(TINY, lanes=4, step=4)
-
-    async def bench(ctx):
-        for height, width in ((255, 257), (1, 65535), (65535, 1)):
-            ctx.set(dut.geometry, geometry(TINY, height, width, outputs=1))
-            ctx.set(dut.first, 3)
-            ctx.set(dut.start, 1)
+        ctx.set(dut.geometry, {**random_geometry(FEW, "dense", random.Random(1)), "active": 0})
+        ctx.set(dut.start, 1)
+        ctx.set(dut.o.ready, 1)
+        for _ in range(8):
             await ctx.tick()
-            ctx.set(dut.start, 0)
-            ctx.set(dut.o.ready, 1)
-            expected = walk(TINY, 4, height, width, kernel=3, outputs=1, first=3, step=4)
-            for _ in range(40):
-                step = next(expected)
-                payload = ctx.get(dut.o.payload)
-                assert ctx.get(dut.o.valid)
-                assert {name: payload[name] for name in step} == step
-                await ctx.tick()
+            assert not ctx.get(dut.busy) and not ctx.get(dut.o.valid)
+
+    simulate(dut, bench)
+
+
+def test_last_rows_of_a_large_image():
+    """Coordinates of 16 bits; the run is at the lower right corner."""
+    rng = random.Random(3)
+    dut = Window(FEW, side="dense")
+
+    async def bench(ctx):
+        for height, width in ((65535, 65535), (300, 65535), (65535, 257)):
+            geometry = random_geometry(FEW, "dense", rng, size=(height, width), corner=True)
+            await run(ctx, dut, geometry, 0, 0, rng)
 
     simulate(dut, bench)
