@@ -127,7 +127,11 @@ def work(codes, lists, kernel, outputs, dense_lanes, sparse_lanes, share=1, runs
             for tile in zip(*(loads(codes, channels) for channels in lists), strict=True)]
     dense, sparse = (under_taps(values, kernel) for values in maps)         # (H, W) by output
     totals = [0, 0]
-    for row, rows, column, columns in [(0, height, 0, width)] if runs is None else runs:
+    for run in [(0, height, 0, width)] if runs is None else runs:
+        row, rows, column, columns = run
+        if min(run) < 0 or row + rows > height or column + columns > width:
+            raise ValueError(f"runs must lie in the image of {height} by {width} pixels, "
+                             f"not {run!r}")
         part = slice(row, row + rows), slice(column, column + columns)
         owned = torch.ones(rows * columns, dtype=torch.bool)
         if codes.format.mx:

@@ -38,22 +38,24 @@ def e4m3_encode(value):
     return min(E4M3_CODES, key=lambda code: (abs(UNITS[code] * below - above), code & 1))
 
 
-def slot_list(channels, vector):
+def slot_list(channels, vector, format):
     """(segment, channel) of each slot, or None where there is no channel."""
     order = []
     for segment, count in enumerate(channels):
         order += [(segment, channel) for channel in range(count)]
         while len(order) % vector:
             order.append(None)
+    while format in (MX8, IN16) and len(order) % 32:
+        order.append(None)
     return order
 
 
 def requantize(segments, gain, offset, shift, relu, format, vector):
     """Dictionary with codes, scales, zero_counts, saturations and valid."""
-    order = slot_list([len(segment) for segment in segments], vector)
+    order = slot_list([len(segment) for segment in segments], vector, format)
     height, width = len(segments[0][0]), len(segments[0][0][0])
     valid = [slot is not None for slot in order] * (2 if format == IN16 else 1)
-    groups = {A4U: 1, A4S: 1, MX8: -(-len(order) // 32), IN16: 2}[format]
+    groups = len(valid) // 32 if format in (MX8, IN16) else 1
     codes = [[[0] * width for _ in range(height)] for _ in valid]
     scales = [[[0] * width for _ in range(height)] for _ in range(groups)]
     saturations = 0
@@ -88,7 +90,9 @@ def quantize_pixel(pixel, clipped, format):
     """Codes of all slots, scale codes of all groups, and the number of clipped groups."""
     if format == IN16:
         low = [(y + 128) % 256 - 128 for y in pixel]
-        return ([(y - part) // 256 for y, part in zip(pixel, low)] + low, [8, 0], any(clipped))
+        blocks = len(pixel) // 32
+        return ([(y - part) // 256 for y, part in zip(pixel, low)] + low,
+                [8] * blocks + [0] * blocks, any(clipped))
     if format == MX8:
         codes, scales, saturated = [], [], 0
         for start in range(0, len(pixel), 32):
@@ -115,16 +119,80 @@ def mx_block(block):
     return codes, lead - 7
 
 
-def positions(labels, valid, vector, natural):
-    """Slots in label order with None in padding, and the lengths of both lists."""
-    if natural:
-        return [slot if ok else None for slot, ok in enumerate(valid)], len(valid), 0
-    lists = [[slot for slot, ok in enumerate(valid) if ok and labels[slot] == side]
-             for side in (False, True)]
-    padded = []
-    for part in lists:
-        padded += part + [None] * (-len(part) % vector)
-    return padded, len(lists[0]), len(lists[1])
+def channel_lists(counts, valid, pixels, threshold, costs, vector, tile_channels, dense_limit,
+                  dense, sparse):
+    """Lists of all tiles of A4, a dictionary as of the test vectors; balanced with `costs`."""
+    tiles = [range(first, min(first + tile_channels, len(valid)))
+             for first in range(0, len(valid), tile_channels)]
+    found = {name: [] for name in ("first", "size", "count", "low", "high", "cut", "slots")}
+    for tile in tiles:
+        slots = [slot for slot in tile if valid[slot]]
+        low = high = len(slots) if dense else 0
+        cut = 0
+        if dense and sparse and costs:
+            zeros = {slot: min(counts[slot], pixels) for slot in slots}
+            step = 1
+            while pixels // step >= 64:     # at most 64 buckets
+                step *= 2
+            slots.sort(key=lambda slot: (zeros[slot] // step, slot))
+            low, high, cut = balance([pixels - zeros[slot] for slot in slots], pixels, costs,
+                                     vector, dense_limit)
+        elif dense and sparse:
+            full = [slot for slot in slots
+                    if Fraction(counts[slot], pixels) < Fraction(threshold, 65536)]
+            slots = full + [slot for slot in slots if slot not in full]
+            low = high = min(len(full), dense_limit * vector)
+        found["first"].append(tile[0])
+        found["size"].append(len(tile))
+        found["count"].append(len(slots))
+        found["low"].append(low)
+        found["high"].append(high)
+        found["cut"].append(cut)
+        found["slots"] += [slot - tile[0] for slot in slots] + [65535] * (-len(slots) % vector)
+    return found
+
+
+def natural_lists(valid):
+    """Lists of MX8 and IN16: blocks of 32 slots as they are."""
+    firsts = range(0, len(valid), 32)
+    full = [32] * len(firsts)
+    return {"first": list(firsts), "size": full, "count": full, "low": full, "high": full,
+            "cut": [0] * len(firsts),
+            "slots": [slot % 32 if ok else 65535 for slot, ok in enumerate(valid)]}
+
+
+def balance(nonzeros, pixels, costs, vector, limit):
+    """Ends of the dense side's positions at some and at other pixels, and the share of these.
+
+    The times of both sides are lines between whole words; the split is where they cross.
+    """
+    word, nonzero, group, floor = costs
+    count = -(-len(nonzeros) // vector)
+    ends = min(count, limit)
+
+    def dense(words):
+        return words * word * pixels
+
+    def sparse(words):
+        left = nonzeros[words * vector:]
+        return max(sum(left) * nonzero + pixels * group, pixels * floor) if left else 0
+
+    words = 0
+    while words < ends and dense(words + 1) <= sparse(words + 1):
+        words += 1
+    part = Fraction(0)
+    if words < ends:
+        up, down = dense(words + 1) - dense(words), sparse(words) - sparse(words + 1)
+        part = Fraction(sparse(words) - dense(words), up + down)
+        assert dense(words) + part * up == sparse(words) - part * down and 0 <= part < 1
+    cut = part * 256 // 1
+    low = min(words * vector, len(nonzeros))
+    return low, min((words + 1) * vector, len(nonzeros)) if cut else low, cut
+
+
+def dense_owns(pixel, cut):
+    """Whether positions between both ends are the dense side's: `cut` of 256 pixels, evenly."""
+    return (pixel + 1) * cut // 256 > pixel * cut // 256
 
 
 def taps(kernel, height, width, row, column):
@@ -136,10 +204,10 @@ def taps(kernel, height, width, row, column):
                 yield ky * kernel + kx, y, x
 
 
-def accumulate(codes, scales, format, weight_codes, weight_scales, kernel, vector):
+def accumulate(codes, scales, format, weight_codes, weight_scales, kernel):
     """Exact sums as integers in the accumulator's unit, product by product."""
     height, width, slots = len(codes[0]), len(codes[0][0]), len(codes)
-    size = {MX8: 32, IN16: vector}.get(format, slots)
+    size = 32 if format in (MX8, IN16) else slots
     acc = []
     for weights, weight_scale in zip(weight_codes, weight_scales):
         plane = []
@@ -162,21 +230,32 @@ def accumulate(codes, scales, format, weight_codes, weight_scales, kernel, vecto
     return acc
 
 
-def work(codes, format, labels, valid, kernel, outputs, dense_lanes, sparse_lanes, vector):
-    """Issues of either side, counted one by one."""
+def work(codes, format, lists, kernel, outputs, dense_lanes, sparse_lanes, vector, share, runs):
+    """Issues of either side, counted one by one; `lists` as of `channel_lists`."""
     height, width = len(codes[0]), len(codes[0][0])
-    natural = format in (MX8, IN16)
-    _, dense, _ = positions(labels, valid, vector, natural)
-    words = -(-dense // vector)
-    sides = [0, 0]
-    for row in range(height):
-        for column in range(width):
-            for _, y, x in taps(kernel, height, width, row, column):
-                sides[0] += words * (4 if natural else 1) * -(-outputs // dense_lanes)
-                if not natural:
-                    nonzero = sum(ok and sparse and codes[slot][y][x] != 0
-                                  for slot, (ok, sparse) in enumerate(zip(valid, labels)))
-                    sides[1] += nonzero * -(-outputs // sparse_lanes)
+    sides, place = [0, 0], 0
+    for first, count, low, high, cut in zip(
+            *(lists[name] for name in ("first", "count", "low", "high", "cut"))):
+        slots = [first + slot if slot != 65535 else None
+                 for slot in lists["slots"][place:place + count]]
+        place += -(-count // vector) * vector
+        for row, rows, column, columns in runs:
+            number = 0
+            for r in range(row, row + rows):
+                for c in range(column, column + columns):
+                    number += 1
+                    for _, y, x in taps(kernel, height, width, r, c):
+                        here = [0 if slot is None else codes[slot][y][x] for slot in slots]
+                        if format in (MX8, IN16):
+                            issues = 4 * (count // vector), 2 * sum(
+                                (code % 16 != 0) + (code // 16 != 0) for code in here)
+                            dense_pixel = share > 0 and number % share == 0
+                            issues = (issues[0], 0) if dense_pixel else (0, issues[1])
+                        else:
+                            ends = high if dense_owns(y * width + x, cut) else low
+                            issues = -(-ends // vector), sum(code != 0 for code in here[ends:])
+                        sides[0] += issues[0] * -(-outputs // dense_lanes)
+                        sides[1] += issues[1] * -(-outputs // sparse_lanes)
     return tuple(sides)
 
 

@@ -17,21 +17,27 @@ from tests.strategies import few, formats, integers, seeds, shapes
 def operands(rng, slots, outputs, shape, kernel, format, vector):
     """Random Codes, weight codes and weight scales over the whole range of every field."""
     format = Format[format]
-    mx = format in (Format.MX8, Format.IN16)
     low, high = {Format.A4U: (0, 15), Format.A4S: (-7, 7), Format.MX8: (-127, 127),
                  Format.IN16: (-128, 127)}[format]
-    groups = -(-slots // convolution.group_size(format, slots, vector))
+    groups = -(-slots // convolution.group_size(format, slots))
     codes = integers(rng, low, high, slots, *shape)
     codes *= torch.from_numpy(rng.random_sample(codes.shape) < rng.random_sample())
     valid = torch.from_numpy(rng.random_sample(slots) < 0.8)
     codes[~valid] = 0
-    top = 15 if mx else 126
+    top = 15 if format.mx else 126
     scales = torch.from_numpy(rng.randint(0, top + 1, (groups, *shape)))
-    limit = 127 if mx else 7
+    limit = 127 if format.mx else 7
     weights = integers(rng, -limit, limit, outputs, slots, kernel, kernel)
     weight_scales = torch.from_numpy(rng.randint(0, top + 1, (outputs, kernel ** 2, groups)))
     return (Codes(codes, scales, (codes == 0).sum((1, 2)), 0, valid, format, vector), weights,
             weight_scales)
+
+
+def slots_of(words, vector, format):
+    """Slots of a tensor of `words` words; blocks of 32 where the format has them, high and low."""
+    if not Format[format].mx:
+        return words * vector
+    return -(-words * vector // 32) * 32 * (2 if format == "IN16" else 1)
 
 
 cases = given(seeds, st.integers(1, 3), st.integers(1, 4), shapes, st.sampled_from([1, 3]),
@@ -41,33 +47,81 @@ cases = given(seeds, st.integers(1, 3), st.integers(1, 4), shapes, st.sampled_fr
 @few
 @cases
 def test_against_loops(rng, words, outputs, shape, kernel, format, vector):
-    words = 2 if format == "IN16" else words
-    codes, weights, scales = operands(rng, words * vector, outputs, shape, kernel, format, vector)
-    got = convolution.accumulate(codes, weights, scales, vector)
+    slots = slots_of(words, vector, format)
+    codes, weights, scales = operands(rng, slots, outputs, shape, kernel, format, vector)
+    got = convolution.accumulate(codes, weights, scales)
     expected = naive.accumulate(codes.codes.tolist(), codes.scales.tolist(), codes.format,
-                                weights.tolist(), scales.tolist(), kernel, vector)
+                                weights.tolist(), scales.tolist(), kernel)
     assert got.tolist() == expected
+
+
+def random_lists(rng, codes):
+    """ChannelLists with random splits, and the same as of `naive.channel_lists`."""
+    pixels = codes.codes[0].numel()
+    if codes.format.mx:
+        lists = detector.natural_lists(codes.valid)
+    else:
+        counts = torch.from_numpy(rng.randint(0, pixels + 1, len(codes.codes)))
+        costs = detector.Costs(*(int(cost) for cost in rng.randint(0, 200, 4)))
+        sides = ((True, True), (True, True), (True, False), (False, True))[rng.randint(4)]
+        lists = detector.balanced_lists(counts, pixels, costs, codes.valid, codes.vector, 32,
+                                        int(rng.randint(4)), *sides)
+    return lists, {
+        "first": [item.first for item in lists], "count": [len(item.slots) for item in lists],
+        **{name: [getattr(item, name) for item in lists] for name in ("low", "high", "cut")},
+        "slots": torch.cat([item.positions(codes.vector) for item in lists]).tolist()}
 
 
 @few
 @cases
 def test_work_against_loops(rng, words, outputs, shape, kernel, format, vector):
-    codes, _, _ = operands(rng, words * vector, 1, shape, 1, format, vector)
-    labels = torch.from_numpy(rng.random_sample(words * vector) < rng.random_sample())
-    if format in ("MX8", "IN16"):
-        labels[:] = False
+    """Of the whole image, of tiles of it, and of single tiles of channels."""
+    slots = slots_of(words, vector, format)
+    codes, _, _ = operands(rng, slots, 1, shape, 1, format, vector)
+    lists, plain = random_lists(rng, codes)
     outputs = outputs * int(rng.randint(1, 60))
-    for dense_lanes, sparse_lanes in ((8, 64), (4, 32), (1, 1)):
-        got = convolution.work(codes, labels, kernel, outputs, dense_lanes, sparse_lanes)
-        assert got == naive.work(codes.codes.tolist(), codes.format, labels.tolist(),
-                                 codes.valid.tolist(), kernel, outputs, dense_lanes, sparse_lanes,
-                                 vector)
+    share = int(rng.randint(5))
+    row, column = (int(rng.randint(size)) for size in shape)
+    tile = [(row, shape[0] - row, column, shape[1] - column)]
+    if row:
+        tile.append((0, row, 0, column + 1))
+    whole = [(0, shape[0], 0, shape[1])]
+    for lanes, runs in (((8, 32), whole), ((4, 16), tile), ((1, 1), tile)):
+        got = convolution.work(codes, lists, kernel, outputs, *lanes, share, runs)
+        assert got == naive.work(codes.codes.tolist(), codes.format, plain, kernel, outputs,
+                                 *lanes, vector, share, runs)
+        apart = [convolution.work(codes, [item], kernel, outputs, *lanes, share, runs)
+                 for item in lists]
+        assert got == tuple(map(sum, zip(*apart)))
+    assert convolution.work(codes, lists, kernel, 8, 8, 8, share) == convolution.work(
+        codes, lists, kernel, 8, 8, 8, share, whole)
+
+
+@few
+@cases
+def test_loads_belong_to_one_side(rng, words, outputs, shape, kernel, format, vector):
+    """Every non-zero code lies in a word of the dense side or is the sparse side's, never both."""
+    codes, _, _ = operands(rng, slots_of(words, vector, format), 1, shape, 1, format, vector)
+    for item in random_lists(rng, codes)[0]:
+        dense, sparse = convolution.loads(codes, item)
+        ordered = item.gather(codes.codes, vector)
+        if codes.format.mx:
+            assert dense.eq(32 // vector).all() and dense.shape == sparse.shape == (2, *shape)
+            nibbles = ordered & 15, ordered >> 4 & 15
+            assert sparse.equal(torch.stack([(part != 0).sum(0) for part in nibbles]))
+            continue
+        split = item.split(*shape)
+        position = torch.arange(len(ordered))[:, None, None]
+        kept = ((ordered != 0) & (position < split)).sum(0)
+        tile = codes.codes[item.first:item.first + item.size]
+        assert (kept + sparse[0]).equal((tile != 0).sum(0))
+        assert (dense[0] * vector >= split).all() and ((dense[0] - 1) * vector < split).all()
 
 
 def groups_apart(codes):
     """A mask of slots for each group that shares scales."""
     slots = len(codes.codes)
-    size = convolution.group_size(codes.format, slots, codes.vector)
+    size = convolution.group_size(codes.format, slots)
     return [(torch.arange(slots) // size == group)[:, None, None]
             for group in range(-(-slots // size))]
 
@@ -76,21 +130,21 @@ def groups_apart(codes):
 @cases
 def test_order_of_channels_and_sides(rng, words, outputs, shape, kernel, format, vector):
     """Any permutation of channels inside a group, and any split in two sides, has the same bits."""
-    words = 2 if format == "IN16" else words
-    codes, weights, scales = operands(rng, words * vector, outputs, shape, kernel, format, vector)
-    whole = convolution.accumulate(codes, weights, scales, vector)
+    slots = slots_of(words, vector, format)
+    codes, weights, scales = operands(rng, slots, outputs, shape, kernel, format, vector)
+    whole = convolution.accumulate(codes, weights, scales)
 
-    key = torch.from_numpy(rng.random_sample(words * vector))
-    size = convolution.group_size(codes.format, words * vector, vector)
-    order = torch.argsort(torch.arange(words * vector) // size + key)
+    key = torch.from_numpy(rng.random_sample(slots))
+    size = convolution.group_size(codes.format, slots)
+    order = torch.argsort(torch.arange(slots) // size + key)
     moved = dataclasses.replace(codes, codes=codes.codes[order])
-    assert convolution.accumulate(moved, weights[:, order], scales, vector).equal(whole)
+    assert convolution.accumulate(moved, weights[:, order], scales).equal(whole)
 
     def part(mask):
         kept = dataclasses.replace(codes, codes=codes.codes * mask)
-        return convolution.accumulate(kept, weights, scales, vector)
+        return convolution.accumulate(kept, weights, scales)
 
-    side = torch.from_numpy(rng.random_sample((words * vector, 1, 1)) < 0.5)
+    side = torch.from_numpy(rng.random_sample((slots, 1, 1)) < 0.5)
     assert (part(side) + part(~side)).equal(whole)
     sides = torch.from_numpy(rng.random_sample(codes.codes.shape) < 0.5)
     assert (part(sides) + part(~sides)).equal(whole)
@@ -102,11 +156,11 @@ def test_order_of_channels_and_sides(rng, words, outputs, shape, kernel, format,
 def test_tiles(rng, height, width, kernel, format):
     """Sums of a tile of rows with its halo are those of the whole image."""
     codes, weights, scales = operands(rng, 32, 3, (height, width), kernel, format, 16)
-    whole = convolution.accumulate(codes, weights, scales, 16)
+    whole = convolution.accumulate(codes, weights, scales)
     cut = int(rng.randint(1, height))
     halo = min(height, cut + kernel // 2)
     top = dataclasses.replace(codes, codes=codes.codes[:, :halo], scales=codes.scales[:, :halo])
-    assert convolution.accumulate(top, weights, scales, 16)[:, :cut].equal(whole[:, :cut])
+    assert convolution.accumulate(top, weights, scales)[:, :cut].equal(whole[:, :cut])
 
 
 @pytest.mark.parametrize("format", ["A4U", "A4S", "MX8", "IN16"])
@@ -122,7 +176,7 @@ def test_largest_sums(format):
                   Format[format], 32)
     weight = 127 if mx else -7
     got = convolution.accumulate(codes, torch.full((1, slots, 3, 3), weight),
-                                 torch.full((1, 9, groups), scale), 32)
+                                 torch.full((1, 9, groups), scale))
     taps = [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
     expected = slots * largest * weight * factor
     assert got.tolist() == [[[count * expected for count in row] for row in taps]]
@@ -141,7 +195,7 @@ def test_speed():
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        convolution.accumulate(codes, weights, scales, 16)
+        convolution.accumulate(codes, weights, scales)
         seconds.append(time.perf_counter() - start)
     # 0.01 s alone on one core; the margin is for busy machines.
     assert min(seconds) < 1.0
@@ -156,46 +210,64 @@ def make(**changes):
 
 
 WEIGHTS, SCALES = torch.ones(4, 32, 3, 3).long(), torch.ones(4, 9, 1).long()
-NONE = torch.zeros(32, dtype=torch.bool)
+LISTS = detector.natural_lists(torch.ones(32, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(("call", "error", "text"), [
-    (lambda: convolution.accumulate(make(), WEIGHTS, SCALES, 32), ValueError,
-     r"^vector must be that of codes, 16, not 32$"),
-    (lambda: convolution.accumulate(make(), WEIGHTS * 8, SCALES, 16), ValueError,
+    (lambda: convolution.accumulate(make(), WEIGHTS * 8, SCALES), ValueError,
      r"^weight_codes must be in -7\.\.7, not 8$"),
-    (lambda: convolution.accumulate(make(format=Format.MX8), WEIGHTS * -128, SCALES, 16),
+    (lambda: convolution.accumulate(make(format=Format.MX8), WEIGHTS * -128, SCALES),
      ValueError, r"^weight_codes must be in -127\.\.127, not -128$"),
-    (lambda: convolution.accumulate(make(), WEIGHTS[:, :16], SCALES, 16), ValueError,
+    (lambda: convolution.accumulate(make(), WEIGHTS[:, :16], SCALES), ValueError,
      r"^weight_codes must be of shape \(any, 32, any, any\), not \(4, 16, 3, 3\)$"),
-    (lambda: convolution.accumulate(make(), WEIGHTS[..., :2], SCALES, 16), ValueError,
+    (lambda: convolution.accumulate(make(), WEIGHTS[..., :2], SCALES), ValueError,
      r"^weight_codes must be of kernel 1x1 or 3x3, not 3x2$"),
-    (lambda: convolution.accumulate(make(), WEIGHTS, SCALES * 127, 16), ValueError,
+    (lambda: convolution.accumulate(make(), WEIGHTS, SCALES * 127), ValueError,
      r"^weight_scales must be in 0\.\.126, not 127$"),
-    (lambda: convolution.accumulate(make(format=Format.MX8), WEIGHTS, SCALES * 16, 16),
+    (lambda: convolution.accumulate(make(format=Format.MX8), WEIGHTS, SCALES * 16),
      ValueError, r"^weight_scales must be in 0\.\.15, not 16$"),
-    (lambda: convolution.accumulate(make(), WEIGHTS, SCALES[:, :1], 16), ValueError,
+    (lambda: convolution.accumulate(make(), WEIGHTS, SCALES[:, :1]), ValueError,
      r"^weight_scales must be of shape \(4, 9, 1\), not \(4, 1, 1\)$"),
-    (lambda: convolution.accumulate(make(codes=torch.ones(32784, 1, 1).long()), WEIGHTS, SCALES,
-                                    16), ValueError,
-     r"^codes must have at most 32768 slots, not 32784$"),
-    (lambda: convolution.work(make(), NONE, 2, 4, 8, 64), ValueError,
+    (lambda: convolution.accumulate(make(codes=torch.ones(32784, 1, 1).long()), WEIGHTS, SCALES),
+     ValueError, r"^codes must have at most 32768 slots, not 32784$"),
+    (lambda: convolution.work(make(), LISTS, 2, 4, 8, 64), ValueError,
      r"^kernel must be 1 or 3, not 2$"),
-    (lambda: convolution.work(make(), NONE, 3, 4, 0, 64), ValueError,
+    (lambda: convolution.work(make(), LISTS, 3, 4, 0, 64), ValueError,
      r"^dense_lanes must be in 1\.\.65536, not 0$"),
-    (lambda: convolution.work(make(format=Format.MX8), ~NONE, 3, 4, 8, 64), ValueError,
-     r"^labels must be False for MX8, not \[True, "),
+    (lambda: convolution.work(make(), LISTS, 3, 4, 8, 64, 256), ValueError,
+     r"^share must be in 0\.\.255, not 256$"),
+    (lambda: convolution.work(make(), LISTS, 3, 4, 8, 64, 1, [(0, 2, 1, 2)]), ValueError,
+     r"^runs must lie in the image of 2 by 2 pixels, not \(0, 2, 1, 2\)$"),
 ])
 def test_arguments(call, error, text):
     with pytest.raises(error, match=text):
         call()
 
 
-def test_work_follows_labels():
+def test_work_follows_the_split():
     """Sixteen slots moved to the sparse side cost their non-zeros instead of a word."""
     codes = make()
     half = torch.arange(32) < 16
-    assert convolution.work(codes, NONE, 1, 8, 8, 64) == (8, 0)
-    assert convolution.work(codes, half, 1, 8, 8, 64) == (4, 64)
-    dense, sparse = detector.permutation(half, codes.valid, 16)
-    assert (dense.tolist(), sparse.tolist()) == ([*range(16, 32)], [*range(16)])
+
+    def work(labels, **limit):
+        lists = detector.threshold_lists(labels, codes.valid, 16, 32, **limit)
+        return convolution.work(codes, lists, 1, 8, 8, 64)
+
+    assert work(half & ~half) == (8, 0)
+    assert work(half) == (4, 64)
+    assert work(half & ~half, dense_limit=1) == (4, 64)
+    # Eighteen positions of the dense side take two words; the other fourteen are multiplied.
+    assert work(torch.arange(32) < 14) == (8, 56)
+    assert work(half, sparse=False) == (8, 0) and work(half, dense=False) == (0, 128)
+
+
+def test_share_of_pixels():
+    """One of three output pixels of a run is the dense side's; both planes count."""
+    codes = make(codes=torch.full((32, 2, 2), 17), format=Format.MX8)
+    assert convolution.work(codes, LISTS, 1, 8, 8, 64) == (4 * 4 * 2, 0)
+    assert convolution.work(codes, LISTS, 1, 8, 8, 64, share=0) == (0, 4 * 2 * 64)
+    assert convolution.work(codes, LISTS, 1, 8, 8, 64, share=3) == (8, 3 * 2 * 64)
+    rows = [(0, 1, 0, 2), (1, 1, 0, 2)]
+    assert convolution.work(codes, LISTS, 1, 8, 8, 64, 3, rows) == (0, 4 * 2 * 64)
+    codes = make(codes=torch.full((32, 2, 2), 16), format=Format.MX8)
+    assert convolution.work(codes, LISTS, 1, 8, 8, 64, share=0) == (0, 2 * 2 * 64)

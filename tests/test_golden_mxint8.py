@@ -104,15 +104,18 @@ def test_weights(rng, outputs, channels, kernel):
             assert scales[k, tap, 0] == (0 if exponent is None else exponent - bottom)
 
 
-@pytest.mark.parametrize("vector", [16, 32])
-def test_input_weights(vector):
-    w = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(2))
-    codes, scales, unit = mxint8.quantize_input_weights(w, vector)
-    assert codes.shape == (4, 2 * vector, 3, 3) and scales.shape == (4, 9, 2)
-    assert codes[:, :vector].equal(codes[:, vector:]) and scales[..., 0].equal(scales[..., 1])
-    assert not codes[:, 3:vector].any()
+@pytest.mark.parametrize("channels", [3, 32, 40])
+def test_input_weights(channels):
+    w = torch.randn(4, channels, 3, 3, generator=torch.Generator().manual_seed(2))
+    codes, scales, unit = mxint8.quantize_input_weights(w)
+    blocks = -(-channels // 32)
+    high, low = codes.chunk(2, 1)
+    assert codes.shape == (4, 64 * blocks, 3, 3) and scales.shape == (4, 9, 2 * blocks)
+    assert high.equal(low) and scales[..., :blocks].equal(scales[..., blocks:])
+    assert not high[:, channels:].any()
     one, one_scales, one_unit = mxint8.quantize_weights(w)
-    assert codes[:, :3].equal(one) and scales[..., :1].equal(one_scales) and unit == one_unit
+    assert high[:, :channels].equal(one) and scales[..., :blocks].equal(one_scales)
+    assert unit == one_unit
 
 
 def test_zero_weights():
@@ -126,11 +129,15 @@ def test_zero_weights():
 def test_split(values):
     x = torch.tensor(values)[:, None, None]
     codes, scales, clipped = mxint8.split(x)
-    high, low = codes[:len(x)], codes[len(x):]
+    blocks = -(-len(x) // 32)
+    assert codes.shape == (64 * blocks, 1, 1)
+    assert scales.flatten().tolist() == [8] * blocks + [0] * blocks
+    high, low = codes.chunk(2)
+    assert not high[len(x):].any() and not low[len(x):].any()
+    high, low = high[:len(x)], low[:len(x)]
     assert torch.equal(256 * high + low, x.clamp(-32639, 32639))
     assert high.abs().max() <= 127 and low.min() >= -128 and low.max() <= 127
     assert clipped.flatten().tolist() == [abs(value) > 32639 for value in values]
-    assert scales.flatten().tolist() == [8, 0]
     # Element = code * 2^(scale + 1) units of 2^-10 sA: an input LSB is 2^-9 sA.
     represented = (high << 9) + (low << 1)
     defined = mxint8.fake_quantize_input(x.float() * 2**-9, 1.0)
@@ -170,8 +177,6 @@ def test_input_scale():
      r"^x must be a tensor of floats, not torch\.int64$"),
     (lambda x: mxint8.quantize_weights(x), ValueError,
      r"^w must be of shape \(any, any, any, any\), not \(17, 1, 1\)$"),
-    (lambda x: mxint8.quantize_input_weights(x[None], 16), ValueError,
-     r"^w must have at most 16 input channels, not 17$"),
 ])
 def test_arguments(call, error, text):
     with pytest.raises(error, match=text):

@@ -9,8 +9,9 @@ from golden import vectors
 from golden.vectors.__main__ import main
 from tests import naive
 
-NAMES = ("rounding", "e4m3", "weights", "activations", "requantizer", "convolution", "epilogue",
-         "layer")
+NAMES = ("rounding", "e4m3", "weights", "activations", "requantizer", "lists", "convolution",
+         "epilogue", "layer")
+LISTS = ("first", "size", "count", "low", "high", "cut", "slots")
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +98,14 @@ def test_weights(committed):
         # MXINT8: the window's bottom is 15 below the exponent of the largest magnitude.
         bottom = Fraction(c["unit"]) * 64
         bottom = bottom.numerator.bit_length() - bottom.denominator.bit_length()
-        block = 16 if case == "in16" else 32
         for (k, tap, values), (_, _, codes) in zip(
                 columns(c["w"], channels), columns(c["codes"], len(c["codes"][0]))):
             for group, stored in enumerate(c["scales"][k][tap]):
-                start = 0 if case == "in16" else group * block
-                expected, exponent = naive.float_block(values[start:start + block], bottom)
-                assert codes[group * block:group * block + len(expected)] == expected
+                start = 0 if case == "in16" else group * 32
+                expected, exponent = naive.float_block(values[start:start + 32], bottom)
+                assert codes[group * 32:group * 32 + len(expected)] == expected
                 assert stored == (0 if exponent is None else exponent - bottom)
-                assert not any(codes[group * block + len(expected):(group + 1) * block])
+                assert not any(codes[group * 32 + len(expected):(group + 1) * 32])
         assert max(max(max(scales) for scales in kernel) for kernel in c["scales"]) == 15
 
 
@@ -181,18 +181,49 @@ def test_requantizer_covers(committed):
     assert committed["requantizer"]["in16.codes"].min() == -128
 
 
+def lists_of(c, vector):
+    """What loops make of the counts of one case."""
+    return naive.channel_lists(
+        c["counts"], c["valid"], c["pixels"], c["threshold"], c["costs"], vector,
+        c["tile_channels"], c["dense_limit"], c.get("dense", True), c.get("sparse", True))
+
+
+def test_lists(committed):
+    found = cases(committed["lists"])
+    pixel = found.pop("pixel")
+    for case, c in found.items():
+        for name, value in lists_of(c, c["vector"]).items():
+            assert c[name] == value, (case, name)
+    for cut, rows in zip(pixel["cut"], pixel["dense_owns"]):
+        assert [value for row in rows for value in row] == [
+            naive.dense_owns(q, cut) for q in range(600)]
+
+
+def test_lists_cover(committed):
+    """The vectors hold what is easy to get wrong."""
+    found = cases(committed["lists"])
+    assert any(0 < cut < 256 for cut in found["balanced"]["cut"])
+    assert any(low % 16 for low in found["threshold"]["low"])
+    assert 32 in found["threshold_limited"]["low"]       # two words, the limit
+    limited = found["balanced_limited"]
+    assert lists_of({**limited, "dense_limit": 255}, 16)["low"] > limited["low"] == [16]
+    assert max(found["balanced_32"]["high"]) > 32
+    assert 65535 in found["threshold"]["slots"] and 65535 in found["balanced"]["slots"]
+
+
 def test_convolution(committed):
     for case, c in cases(committed["convolution"]).items():
         acc = naive.accumulate(c["codes"], c["scales"], c["format"], c["weight_codes"],
-                               c["weight_scales"], c["kernel"], c["vector"])
+                               c["weight_scales"], c["kernel"])
         assert c["accumulator"] == acc, case
-        natural = c["format"] in (naive.MX8, naive.IN16)
-        slots, dense, sparse = naive.positions(c["labels"], c["valid"], c["vector"], natural)
-        assert c["permutation"] == [65535 if slot is None else slot for slot in slots], case
-        assert (c["dense_count"], c["sparse_count"]) == (dense, sparse), case
-        work = naive.work(c["codes"], c["format"], c["labels"], c["valid"], c["kernel"],
-                          len(c["weight_codes"]), c["dense_lanes"], c["sparse_lanes"], c["vector"])
+        if c["format"] in (naive.MX8, naive.IN16):
+            for name, value in naive.natural_lists(c["valid"]).items():
+                assert c[name] == value, (case, name)
+        work = naive.work(c["codes"], c["format"], {name: c[name] for name in LISTS}, c["kernel"],
+                          len(c["weight_codes"]), c["dense_lanes"], c["sparse_lanes"], c["vector"],
+                          c["share"], c["runs"])
         assert (c["dense_work"], c["sparse_work"]) == work, case
+        assert min(work) > 0, case
 
 
 def test_epilogue(committed):
@@ -220,18 +251,18 @@ def test_layer(committed):
         for name, value in expected.items():
             assert c[name] == value, (case, name)
         if case.startswith("a4u"):
-            # Labels come from the counts that the last evaluation in the interval left behind.
+            # Lists come from the counts that the last evaluation in the interval left behind.
             assert c["counts"] == (c["counts"] if detector is None else detector)
             detector = c["counts"]
             if c["evaluation"] % c["interval"] == 0:
                 detector = c["zero_counts"]
-        pixels = len(c["codes"][0]) * len(c["codes"][0][0])
-        labels = [c["format"] in (naive.A4U, naive.A4S) and ok
-                  and count * 65536 >= c["threshold"] * pixels
-                  for count, ok in zip(c["counts"], c["valid"])]
-        assert c["labels"] == labels, case
+        c["pixels"] = len(c["codes"][0]) * len(c["codes"][0][0])
+        mx = c["format"] in (naive.MX8, naive.IN16)
+        lists = naive.natural_lists(c["valid"]) if mx else lists_of(c, c["vector"])
+        for name, value in lists.items():
+            assert c[name] == value, (case, name)
         acc = naive.accumulate(expected["codes"], expected["scales"], c["format"],
-                               c["weight_codes"], c["weight_scales"], c["kernel"], c["vector"])
+                               c["weight_codes"], c["weight_scales"], c["kernel"])
         assert c["accumulator"] == acc, case
         assert c["output"] == naive.epilogue(
             acc, c["align_shift"], c["multiplier"], c["scale_shift"], c["bias"], c["residual"],

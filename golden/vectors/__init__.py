@@ -24,7 +24,7 @@ from golden.requantizer import Format
 __all__ = ["generate"]
 
 SEED = 20240
-LANES = (8, 64)    # of the work counters: those of the preset small
+LANES = (8, 32)    # of the work counters: those of the preset small
 
 
 def integers(rng, low, high, *shape):
@@ -91,7 +91,7 @@ def weight_vectors(rng):
         codes, scales, unit = mxint8.quantize_weights(w)
         out |= arrays(case, w=w, codes=codes, scales=scales, unit=numpy.float64(unit))
     w = weights(4, 3, 3, 3)
-    codes, scales, unit = mxint8.quantize_input_weights(w, 16)
+    codes, scales, unit = mxint8.quantize_input_weights(w)
     return out | arrays("in16", w=w, codes=codes, scales=scales, unit=numpy.float64(unit))
 
 
@@ -127,13 +127,13 @@ REQUANTIZATIONS = {
     "mx8": (Format.MX8, 16, [40, 9], 3, 4, False, 5, 8),
     "mx8_relu_32": (Format.MX8, 32, [33], 4, 2, True, 12, 12),
     "in16": (Format.IN16, 16, [3], 6, 6, False, 0, 1),
-    "in16_32": (Format.IN16, 32, [1], 2, 7, False, 0, 1),
+    "in16_32": (Format.IN16, 32, [33], 2, 3, False, 0, 1),
 }
 
 
 def requantization(rng, format, vector, channels, height, width, relu, shift, bits):
     """A Requantization whose pixels have magnitudes of every size; the first one is zero."""
-    order, slots = requantizer.slots(channels, vector)
+    order, slots = requantizer.slots(channels, vector, format.mx)
     valid = torch.zeros(slots, dtype=torch.int64).index_fill(0, order, 1)
     size = torch.from_numpy(rng.randint(0, 17, (1, height, width)))
     size[:, -1, -1] = 0
@@ -174,36 +174,86 @@ def requantizer_vectors(rng):
 
 def random_weights(rng, outputs, kernel, codes):
     """Weight codes and scales that go with `codes`."""
-    mx = codes.format in (Format.MX8, Format.IN16)
-    limit, top = (127, 15) if mx else (7, 126)
+    limit, top = (127, 15) if codes.format.mx else (7, 126)
     weights = integers(rng, -limit, limit, outputs, len(codes.codes), kernel, kernel)
     weights = weights * codes.valid[:, None, None]
     return weights, torch.from_numpy(
         rng.randint(0, top + 1, (outputs, kernel ** 2, len(codes.scales))))
 
 
+COSTS = (64, 5, 40, 96)    # of the balanced mode: word, nonzero, group, floor
+LISTS = {
+    # case: (V, channels, pixels, tile channels, dense limit, has a dense and a sparse side, costs)
+    "threshold": (16, [100, 9], 64, 64, 255, True, True, None),
+    "threshold_limited": (16, [120], 1024, 96, 2, True, True, None),
+    "balanced": (16, [100, 9], 64, 64, 255, True, True, COSTS),
+    "balanced_32": (32, [250], 4096, 128, 255, True, True, COSTS),
+    "balanced_limited": (16, [128], 30, 128, 1, True, True, (20, 5, 40, 96)),
+    "balanced_floor": (16, [60], 1, 32, 255, True, True, (7, 3, 0, 65535)),
+    "all_dense": (16, [50], 25, 32, 1, True, False, COSTS),
+    "all_sparse": (16, [50], 25, 32, 255, False, True, None),
+}
+
+
+def list_entries(lists, vector):
+    """Entries of ChannelLists; `slots` has those of all positions of all tiles."""
+    return {"first": [item.first for item in lists], "size": [item.size for item in lists],
+            "count": [len(item.slots) for item in lists], "low": [item.low for item in lists],
+            "high": [item.high for item in lists], "cut": [item.cut for item in lists],
+            "slots": torch.cat([item.positions(vector) for item in lists])}
+
+
+def list_vectors(rng):
+    """Lists of channels and their split, in both modes, and who owns a pixel."""
+    out = {}
+    for case, (vector, channels, pixels, tile_channels, *options, costs) in LISTS.items():
+        order, slots = requantizer.slots(channels, vector)
+        valid = torch.zeros(slots, dtype=torch.bool).index_fill(0, order, True)
+        share = rng.beta(2, 1, slots)
+        counts = torch.from_numpy(numpy.minimum((share * (pixels + 1)).astype(int), pixels))
+        counts[~valid] = pixels
+        counts[3], counts[5] = 0, 65535
+        threshold = 45000
+        sides = valid, vector, tile_channels, *options
+        labels = detector.labels(counts, pixels, threshold, valid)
+        lists = (detector.threshold_lists(labels, *sides) if costs is None else
+                 detector.balanced_lists(counts, pixels, detector.Costs(*costs), *sides))
+        out |= arrays(case, counts=counts, valid=valid, pixels=pixels, threshold=threshold,
+                      costs=numpy.array(costs or [], numpy.int64), vector=vector,
+                      tile_channels=tile_channels,
+                      **dict(zip(("dense_limit", "dense", "sparse"), options, strict=True)),
+                      **list_entries(lists, vector))
+    cuts = torch.tensor([0, 1, 100, 128, 255])
+    owners = torch.stack([
+        detector.ChannelList(0, 32, torch.arange(32), 0, 1, int(cut)).split(20, 30)
+        for cut in cuts])
+    return out | arrays("pixel", cut=cuts, dense_owns=owners)
+
+
 def convolution_vectors(rng):
-    """Exact sums, label order and work, with codes of requantization passes."""
+    """Exact sums and work, with codes of requantization passes and balanced lists."""
     out = {}
     for case, (format, vector, *rest) in REQUANTIZATIONS.items():
         call = requantization(rng, format, vector, *rest)
         codes = requantizer.requantize(call.segments, call.gain, call.offset, call.shift, call.relu,
                                        format, vector)
+        _, height, width = codes.codes.shape
         kernel = 1 if case in ("a4u_32", "mx8_relu_32") else 3
         outputs = int(rng.randint(3, 20))
-        natural = format in (Format.MX8, Format.IN16)
         weights, scales = random_weights(rng, outputs, kernel, codes)
-        labels = torch.from_numpy(rng.randint(0, 2, len(codes.codes)) == 1) & codes.valid
-        labels = labels & (not natural)
-        lists = detector.permutation(labels, codes.valid, vector, natural)
-        dense, sparse = convolution.work(codes, labels, kernel, outputs, *LANES)
+        counts = torch.from_numpy(rng.randint(0, height * width + 1, len(codes.codes)))
+        lists = detector.natural_lists(codes.valid) if format.mx else detector.balanced_lists(
+            counts, height * width, detector.Costs(*COSTS), codes.valid, vector, 32)
+        # Two runs of all columns but the first; the second has the last row.
+        runs = [(0, height - 1, 1, width - 1)] * (height > 1) + [(height - 1, 1, 1, width - 1)]
+        share = 2 if format.mx else 1
+        dense, sparse = convolution.work(codes, lists, kernel, outputs, *LANES, share, runs)
         out |= arrays(
             case, format=int(format), vector=vector, codes=codes.codes, scales=codes.scales,
             valid=codes.valid, kernel=kernel, weight_codes=weights, weight_scales=scales,
-            accumulator=convolution.accumulate(codes, weights, scales, vector), labels=labels,
-            permutation=detector.positions(*lists, vector), dense_count=len(lists[0]),
-            sparse_count=len(lists[1]), dense_lanes=LANES[0], sparse_lanes=LANES[1],
-            dense_work=dense, sparse_work=sparse)
+            accumulator=convolution.accumulate(codes, weights, scales),
+            **list_entries(lists, vector), dense_lanes=LANES[0], sparse_lanes=LANES[1],
+            share=share, runs=runs, dense_work=dense, sparse_work=sparse)
     return out
 
 
@@ -231,7 +281,7 @@ def epilogue_vectors(rng):
 
 
 def layer_vectors(rng):
-    """Whole layer calls; one layer at four evaluations, with labels carried by the detector."""
+    """Whole layer calls; one layer at four evaluations, with counts carried by the detector."""
     out = {}
     kept = detector.Detector(64)
     base, interval = 8, 2
@@ -243,7 +293,7 @@ def layer_vectors(rng):
                                        True, Format.A4U, 16)
         weights = weights or random_weights(rng, 10, 3, codes)
         out |= layer_entries(rng, f"a4u_{evaluation}", passed, weights, kept.read(base, 48),
-                             evaluation, base, interval, 16)
+                             evaluation, base, interval, 16, COSTS if evaluation >= 2 else None)
         kept.update(base, codes.zero_counts, evaluation, interval)
     for case, format, vector, channels, kernel in (
             ("a4s", Format.A4S, 32, [40], 1), ("mx8", Format.MX8, 16, [24, 16], 3),
@@ -257,28 +307,33 @@ def layer_vectors(rng):
     return out
 
 
-def layer_entries(rng, case, passed, weights, counts, evaluation, base, interval, vector):
+def layer_entries(rng, case, passed, weights, counts, evaluation, base, interval, vector,
+                  costs=None):
     """Run one layer call whose results fill their 16 bits; list its operands and results."""
     codes, scales = weights
     outputs, kernel = codes.shape[0], codes.shape[2]
     _, height, width = passed.segments[0].shape
     quantized = requantizer.requantize(passed.segments, passed.gain, passed.offset, passed.shift,
                                        passed.relu, passed.format, vector)
-    acc = convolution.accumulate(quantized, codes, scales, vector)
+    acc = convolution.accumulate(quantized, codes, scales)
     align_shift = max(0, int(acc.abs().max()).bit_length() - 30)
     call = layer.LayerCall(case, evaluation, passed, layer.Convolution(
         codes, scales, kernel, torch.from_numpy(rng.randint(-1 << 15, 1 << 15, outputs)),
         torch.from_numpy(rng.randint(-1 << 28, 1 << 28, outputs)), align_shift, 13,
         integers(rng, -1 << 15, (1 << 15) - 1, outputs, height, width), 11585),
-        base, 36045, interval)    # sparse from 55 % zeros on; residual times sqrt(1/2)
+        base, 36045, interval,    # sparse from 55 % zeros on; residual times sqrt(1/2)
+        detector.Costs(*costs) if costs else None, 1, 32)
     c, result = call.convolution, layer.run(call, counts, vector)
     return arrays(
         case, **operands(passed), evaluation=evaluation, detector_base=base,
-        threshold=call.threshold, interval=interval, counts=counts, kernel=kernel,
+        threshold=call.threshold, interval=interval, counts=counts,
+        costs=numpy.array(costs or [], numpy.int64), dense_limit=call.dense_limit,
+        tile_channels=call.tile_channels, kernel=kernel,
         weight_codes=c.weight_codes, weight_scales=c.weight_scales, align_shift=c.align_shift,
         multiplier=c.multiplier, scale_shift=c.scale_shift, bias=c.bias, residual=c.residual,
         residual_multiplier=c.residual_multiplier, **code_entries(result.codes),
-        labels=result.labels, accumulator=result.accumulator, output=result.output)
+        **list_entries(result.lists, vector), accumulator=result.accumulator,
+        output=result.output)
 
 
 def generate():
@@ -288,6 +343,6 @@ def generate():
     """
     makers = {"rounding": rounding_vectors, "e4m3": e4m3_vectors, "weights": weight_vectors,
               "activations": activation_vectors, "requantizer": requantizer_vectors,
-              "convolution": convolution_vectors, "epilogue": epilogue_vectors,
-              "layer": layer_vectors}
+              "lists": list_vectors, "convolution": convolution_vectors,
+              "epilogue": epilogue_vectors, "layer": layer_vectors}
     return {name: make(numpy.random.RandomState(SEED)) for name, make in makers.items()}
