@@ -215,7 +215,7 @@ def test_pixel_scale_does_not_see_the_order(signed):
                          torch.cat([offset[place], pad]), 6, not signed,
                          Format.A4S if signed else Format.A4U, 16)
         kept = torch.nn.functional.pad(codes[:, place], (0, 0, 0, 0, 0, 8))
-        sums.append((accumulate(got, kept, scales.long(), 16), got.scales,
+        sums.append((accumulate(got, kept, scales.long()), got.scales,
                      got.zero_counts[:24][torch.argsort(place)]))
     for one, other in zip(*sums, strict=True):
         assert torch.equal(one, other)

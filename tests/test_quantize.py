@@ -55,7 +55,7 @@ def path(tmp_path, model):
 
 
 def equal_calls(one, other):
-    """Whether two LayerCalls, or their parts, hold the same integers."""
+    """Whether two LayerCalls, ChannelLists, or their parts, hold the same integers."""
     for field in dataclasses.fields(one):
         a, b = getattr(one, field.name), getattr(other, field.name)
         if dataclasses.is_dataclass(a):
@@ -108,7 +108,7 @@ def test_executions_agree_layer_by_layer(model, vector):
                                 modulation, inputs.__setitem__)
         call = layer.LayerCall(
             item.name, 0, *prepare(item, network_layer, segments, residual, gain, 0, vector))
-        result = layer.run(call, torch.zeros(call_slots(call, vector), dtype=torch.bool), vector)
+        result = layer.run(call, torch.zeros(item.slots(vector), dtype=torch.bool), vector)
         out = result.output[None] * 2.0 ** item.exponent
         assert quantize.sqnr(right, out) > 40, item.name
         assert result.saturations == 0 and result.output.abs().max() < 32767, item.name
@@ -121,11 +121,6 @@ def test_executions_agree_layer_by_layer(model, vector):
     with executing(model.float_model.unet, run):
         model.float_model(noise * 80, 80.0)
     assert list(inputs) == list(model.layers)
-
-
-def call_slots(call, vector):
-    channels = [len(segment) for segment in call.requantization.segments]
-    return slots(channels, vector)[1]
 
 
 def test_integer_evaluation_is_as_good_as_the_float_one(model):
@@ -146,11 +141,12 @@ def test_layer_calls_run_alone(model):
     assert [call.name for call in calls] == list(model.layers)
     for call, same, result in zip(calls, done.calls, done.results, strict=True):
         assert equal_calls(call, same)
-        counts = model.detector().read(
-            call.detector_base, len(result.labels)) if result.codes.format < 2 else torch.zeros(0)
+        item = model.layers[call.name]
+        counts = (model.detector().read(call.detector_base, item.slots(16))
+                  if item.sparse_capable else None)
         again = layer.run(call, counts, 16)
         assert torch.equal(again.output, result.output)
-        assert torch.equal(again.labels, result.labels)
+        assert all(map(equal_calls, again.lists, result.lists))
         assert torch.equal(again.codes.scales, result.codes.scales)
 
 
@@ -198,8 +194,8 @@ def test_bias_holds_the_embedding_of_its_evaluation(model):
     assert len(model.layers["encoder.8x8_block0.conv1"].bias) == 1
 
 
-def test_labels_follow_the_detector(model):
-    """Labels come from the counts before the evaluation: at 0, those of the calibration."""
+def test_lists_follow_the_detector(model):
+    """Lists come from the counts before the evaluation: at 0, those of the calibration."""
     _, states = trajectory(model, draw_noise(1, model.architecture, 5))
     counts = model.detector()
     thresholds = quantize.fixed(model)
@@ -210,17 +206,45 @@ def test_labels_follow_the_detector(model):
         for call, result in zip(done.calls, done.results, strict=True):
             item = model.layers[call.name]
             if not item.sparse_capable:
-                assert call.threshold == detector.NEVER and not result.labels.any()
+                assert call.threshold == detector.NEVER
+                assert all(map(equal_calls, result.lists,
+                               detector.natural_lists(result.codes.valid)))
                 continue
             assert call.threshold == 19661
-            window = slice(call.detector_base, call.detector_base + len(result.labels))
-            assert torch.equal(result.labels, detector.labels(
-                before[window], item.height * item.width, 19661, result.codes.valid))
+            window = slice(call.detector_base, call.detector_base + item.slots(16))
+            labels = detector.labels(before[window], item.height * item.width, 19661,
+                                     result.codes.valid)
+            lists = detector.threshold_lists(labels, result.codes.valid, 16, 64)
+            assert all(map(equal_calls, result.lists, lists))
             kept[window] = result.zero_counts
         assert torch.equal(counts.counts, kept)
         before = kept
     evaluate(model, states[1], 1, counts, interval=2)
     assert torch.equal(counts.counts, before)
+
+
+def test_calls_are_adjusted_before_they_run(model):
+    """Costs and tiles of a core change the lists and nothing else."""
+    x = draw_noise(1, model.architecture, 5) * 80
+    costs = detector.Costs(16, 4, 8, 16)
+    right = evaluate(model, x, 0)
+    done = evaluate(model, x, 0, adjust=lambda call: dataclasses.replace(
+        call, balance=costs, tile_channels=32))
+    alone = evaluate(model, x, 0, dense=False)
+    balanced = 0
+    for call, *results in zip(done.calls, done.results, alone.results, right.results, strict=True):
+        item = model.layers[call.name]
+        assert (call.balance, call.tile_channels) == (costs, 32)
+        for result in results[:2]:
+            assert torch.equal(result.output, results[2].output)
+        if item.sparse_capable:
+            counts = item.spread(item.zeros[0].long(), 16)
+            lists = detector.balanced_lists(counts, item.height * item.width, costs,
+                                            results[0].codes.valid, 16, 32)
+            assert all(map(equal_calls, results[0].lists, lists))
+            assert not any(entry.low or entry.high for entry in results[1].lists)
+            balanced += any(entry.cut for entry in results[0].lists)
+    assert torch.equal(done.denoised, right.denoised) and balanced
 
 
 def test_detector_entries_follow_each_other(model):
