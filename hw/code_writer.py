@@ -4,22 +4,24 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, enum, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.channel_lists import entry_layout, most_slots
+from hw.channel_lists import BLOCK, entry_layout, tile_layout
 from hw.descriptor import Format
-from hw.mapper import PIXEL_WIDTH, ActivationMapper, ScaleMapper, word_width
+from hw.mapper import PIXEL_WIDTH, ScaleMapper, word_width
 from hw.memory_port import write_layout
 
-__all__ = ["PIXELS", "CodeWriter"]
+__all__ = ["CodeWriter", "ring_depth"]
 
-PIXELS = 4  # pixels of codes that the writer keeps
 
+def ring_depth(config):
+    """Rows of V/4 slots that a ring between two units holds: at least a pixel of any tensor."""
+    return max(128, 1 << (config.max_channels // config.quad - 1).bit_length())
 
 
 class Part(enum.Enum, shape=3):
     """What an operation of the writer contributes to."""
 
-    HEADER = 0  # lengths of the lists
-    ORDER = 1   # V/4 entries of the permutation
+    HEADER = 0  # length and split of a tile's list
+    ORDER = 1   # V/4 entries of the list
     SCALE = 2   # scale byte of a group of the pixel
     CODES = 3   # V/4 positions of the pixel
     COUNT = 4   # zero count of a slot, and with the row's first one all of the row's counts
@@ -28,14 +30,15 @@ class Part(enum.Enum, shape=3):
 class CodeWriter(wiring.Component):
     """Write the results of a requantization pass to memory.
 
-    After ``start`` it waits for ``lists_ready``, then writes the permutation; for each pixel the
-    scale bytes of its groups and its codes in the order of the lists; at last, except for IN16,
-    the zero counts, and with ``store_counts`` hands them to the detector. ``busy`` is high from
-    the cycle after ``start`` until the last write request has been taken.
+    After ``start`` it writes the list of each tile as it comes on ``tiles``; for each pixel the
+    scale bytes of its groups and the codes of all tiles in the order of the lists; at last, except
+    for IN16, the zero counts, and with ``store_counts`` hands them to the detector. ``busy`` is
+    high from the cycle after ``start`` until the last write request has been taken.
 
-    It does one operation a cycle, so that a pixel takes 4 cycles a word of positions, one a group
-    and, with two planes, one more. While a write request waits, everything else does, and nothing
-    is lost.
+    It does one operation a cycle: a tile's list takes 1 cycle and 4 for each word of positions; a
+    pixel takes 4 cycles for each word of positions, one for each group and, with two planes, one
+    more, which is the second plane of its last word. While a write request waits, everything else
+    does, and nothing is lost.
 
     Parameters
     ----------
@@ -43,30 +46,33 @@ class CodeWriter(wiring.Component):
 
     Members
     -------
-    start, lists_ready : ``In(1)``
+    start : ``In(1)``
     format : ``In(2)``
     pixels : ``In(16)``
     words, groups : ``In``
         Words of V slots, and scales, of a pixel.
+    block_words : ``In``
+        Port words from one tile's list to the next one's.
     permutation, scales, destination, counts : ``In(address_width)``
         First words of what is written.
     detector : ``In(16)``
         Entry of slot 0.
     store_counts : ``In(1)``
-    dense_count, sparse_count, dense_words, sparse_words : ``In``
-        Lengths of the lists.
+    tiles : ``In(stream.Signature(tile_layout(config)))``
     list_enable, list_row : ``Out``
     list_entries : ``In``
         Rows of the lists; see `ChannelLists`.
-    w_enable, w_pixel, w_row, w_codes : ``In``
-        Codes of V/4 slots, 8 bits each, into one of `PIXELS` places.
+    w_enable, w_address, w_codes : ``In``
+        Codes of V/4 slots, 8 bits each, into a ring of ``ring_depth(config)`` rows. A pixel takes
+        4 * ``words`` of them; the first one begins at 0.
     pixel_ready : ``In(1)``
         The next pixel's codes and scales are all there.
     pixel_take, pixel_release : ``Out(1)``
-        Strobes: the writer begins with a pixel; it no longer needs the pixel's place.
-    scale_enable, scale_pixel, scale_group : ``Out``
+        Strobes: the writer begins with a pixel; it no longer needs the pixel's codes.
+    scale_enable, scale_group : ``Out``
     scale : ``In(8)``
-        A cycle after ``scale_enable``; keeps until the next.
+        The next scale in the order of pixels and groups, a cycle after ``scale_enable``; keeps
+        until the next.
     count_enable, count_row : ``Out``
     count_row_data : ``In(V/4 * 16)``
         Zero counts; a cycle after ``count_enable``; keeps until the next.
@@ -78,40 +84,34 @@ class CodeWriter(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        self.row_bits = (most_slots(config) // config.quad - 1).bit_length()
-        self.list_bits = (2 * most_slots(config) // config.quad - 1).bit_length()
+        self.row_bits = (config.max_channels // config.quad - 1).bit_length()
+        self.depth = ring_depth(config)
         words = word_width(config)
         address = config.address_width
-        count = most_slots(config).bit_length()
         super().__init__({
             "start": In(1),
-            "lists_ready": In(1),
             "format": In(2),
             "pixels": In(PIXEL_WIDTH),
             "words": In(words),
             "groups": In(words),
+            "block_words": In((config.tile_channels // config.quad + 1).bit_length()),
             "permutation": In(address),
             "scales": In(address),
             "destination": In(address),
             "counts": In(address),
             "detector": In(16),
             "store_counts": In(1),
-            "dense_count": In(count),
-            "sparse_count": In(count),
-            "dense_words": In(words),
-            "sparse_words": In(words),
+            "tiles": In(stream.Signature(tile_layout(config))),
             "list_enable": Out(1),
-            "list_row": Out(self.list_bits),
+            "list_row": Out(self.row_bits),
             "list_entries": In(data.ArrayLayout(entry_layout(config), config.quad)),
             "w_enable": In(1),
-            "w_pixel": In(range(PIXELS)),
-            "w_row": In(self.row_bits),
+            "w_address": In(range(self.depth)),
             "w_codes": In(8 * config.quad),
             "pixel_ready": In(1),
             "pixel_take": Out(1),
             "pixel_release": Out(1),
             "scale_enable": Out(1),
-            "scale_pixel": Out(PIXEL_WIDTH),
             "scale_group": Out(words),
             "scale": In(8),
             "count_enable": Out(1),
@@ -130,6 +130,8 @@ class CodeWriter(wiring.Component):
         quad_bits = quad.bit_length() - 1
         is_plane = self.format == Format.IN16
         has_planes = is_plane | (self.format == Format.MX8)
+        plane_words = BLOCK // self.config.vector
+        tile = self.tiles.payload
 
         # An operation: `index` counts the rows, groups or slots of its part.
         operation = data.StructLayout({
@@ -152,13 +154,8 @@ class CodeWriter(wiring.Component):
         # issue
         index = Signal.like(issued.index)
         pixel = Signal(PIXEL_WIDTH)
-        order_rows = (self.dense_words + self.sparse_words) << 2
-        lengths = {
-            Part.ORDER: order_rows,
-            Part.SCALE: self.groups,
-            Part.CODES: order_rows,
-            Part.COUNT: self.words << quad_bits + 2,
-        }
+        block = Signal(self.config.address_width)    # of the tile's list
+        rows_before = Signal(self.row_bits + 1)      # of the lists of the tiles before
 
         def issue(part, length):
             """Operations of ``part``, one for each index; the last one restarts the index."""
@@ -178,26 +175,33 @@ class CodeWriter(wiring.Component):
         with m.FSM(name="write"):
             with m.State("Idle"):
                 m.d.comb += self.busy.eq(0)
-                m.d.sync += [index.eq(0), pixel.eq(0)]
+                m.d.sync += [index.eq(0), pixel.eq(0), rows_before.eq(0), block.eq(0)]
                 with m.If(self.start):
-                    m.next = "Wait"
-            with m.State("Wait"):
-                with m.If(self.lists_ready):
                     m.next = "Header"
             with m.State("Header"):
-                with m.If(issue(Part.HEADER, 1)):
-                    m.next = "Order"
+                with m.If(self.tiles.valid):
+                    with m.If(issue(Part.HEADER, 1)):
+                        m.next = "Order"
             with m.State("Order"):
-                with m.If(issue(Part.ORDER, lengths[Part.ORDER])):
-                    m.next = "Scales"
+                m.d.comb += self.list_row.eq(rows_before + index)
+                with m.If(issue(Part.ORDER, tile.words << 2)):
+                    m.d.comb += self.tiles.ready.eq(1)
+                    m.d.sync += [
+                        rows_before.eq(rows_before + (tile.words << 2)),
+                        block.eq(block + self.block_words),
+                    ]
+                    m.next = "Header"
+                    with m.If(tile.last):
+                        m.next = "Scales"
             with m.State("Scales"):
                 with m.If((index != 0) | self.pixel_ready):
                     with m.If(advance & (index == 0)):
                         m.d.comb += self.pixel_take.eq(1)
-                    with m.If(issue(Part.SCALE, lengths[Part.SCALE])):
+                    with m.If(issue(Part.SCALE, self.groups)):
                         m.next = "Codes"
             with m.State("Codes"):
-                with m.If(issue(Part.CODES, lengths[Part.CODES])):
+                m.d.comb += self.list_row.eq(index)
+                with m.If(issue(Part.CODES, rows_before)):
                     m.d.sync += pixel.eq(pixel + 1)
                     with m.If(pixel != self.pixels - 1):
                         m.next = "Scales"
@@ -206,7 +210,7 @@ class CodeWriter(wiring.Component):
                     with m.Else():
                         m.next = "Counts"
             with m.State("Counts"):
-                with m.If(issue(Part.COUNT, lengths[Part.COUNT])):
+                with m.If(issue(Part.COUNT, self.words << quad_bits + 2)):
                     m.next = "Drain"
             with m.State("Drain"):
                 with m.If(~cycle_1.valid & ~cycle_2.valid & ~pending & room):
@@ -215,9 +219,7 @@ class CodeWriter(wiring.Component):
         # cycle 1: list entries are there; read codes, scale or counts
         m.d.comb += [
             self.list_enable.eq(advance),
-            self.list_row.eq(issued.index),
-            self.scale_enable.eq(advance),
-            self.scale_pixel.eq(cycle_1.pixel),
+            self.scale_enable.eq(advance & cycle_1.valid & (cycle_1.part == Part.SCALE)),
             self.scale_group.eq(cycle_1.index),
             self.count_enable.eq(advance & (cycle_1.part == Part.COUNT) & cycle_1.valid),
             self.count_row.eq(cycle_1.index[quad_bits:]),
@@ -225,15 +227,33 @@ class CodeWriter(wiring.Component):
                 advance & cycle_1.valid & (cycle_1.part == Part.CODES) & cycle_1.last),
         ]
         entries = Signal.like(self.list_entries)
+        tiles = max(2, self.config.max_channels // BLOCK)
+        number = Signal(range(tiles))      # of the tile
+        number_2 = Signal.like(number)
+        place = Signal(range(self.depth))  # of the pixel in the ring
         with m.If(advance):
-            m.d.sync += [cycle_1.eq(issued), cycle_2.eq(cycle_1), entries.eq(self.list_entries)]
+            m.d.sync += [
+                cycle_1.eq(issued),
+                cycle_2.eq(cycle_1),
+                entries.eq(self.list_entries),
+                number_2.eq(number),
+            ]
+            with m.If(cycle_1.valid & (cycle_1.part == Part.HEADER)):
+                m.d.sync += number.eq(Mux(tile.last, 0, number + 1))
+            with m.If(cycle_1.valid & (cycle_1.part == Part.CODES)
+                      & self.list_entries[quad - 1].last):
+                m.d.sync += number.eq(Mux(cycle_1.last, 0, number + 1))
+        with m.If(self.start & ~self.busy):
+            m.d.sync += [number.eq(0), place.eq(0)]
+        with m.Elif(self.pixel_release):
+            m.d.sync += place.eq(place + (self.words << 2))
 
         # One copy of the codes for each position that is read in a cycle.
         m.submodules.codes = codes = memory.Memory(
-            shape=8 * quad, depth=PIXELS << self.row_bits, init=[])
+            shape=8 * quad, depth=self.depth, init=[])
         write = codes.write_port()
         m.d.comb += [
-            write.addr.eq(Cat(self.w_row, self.w_pixel)),
+            write.addr.eq(self.w_address),
             write.data.eq(self.w_codes),
             write.en.eq(self.w_enable),
         ]
@@ -242,7 +262,7 @@ class CodeWriter(wiring.Component):
             read = codes.read_port()
             slot = self.list_entries[lane].slot
             m.d.comb += [
-                read.addr.eq(Cat(slot[quad_bits:], cycle_1.pixel[:PIXELS.bit_length() - 1])),
+                read.addr.eq(place + slot[quad_bits:]),
                 read.en.eq(advance),
             ]
             code = Signal(8, name=f"code_{lane}")
@@ -260,34 +280,55 @@ class CodeWriter(wiring.Component):
         with m.If(advance & cycle_2.valid & (cycle_2.part == Part.CODES)):
             m.d.sync += [low.eq(low_word[port // 4:]), high.eq(high_word[port // 4:])]
 
-        m.submodules.activation_mapper = activation_mapper = ActivationMapper(self.config)
         m.submodules.scale_mapper = scale_mapper = ScaleMapper(self.config)
         m.d.comb += [
-            activation_mapper.base.eq(self.destination),
-            activation_mapper.plane.eq(self.pixels),
-            activation_mapper.word.eq(cycle_2.index >> 2),
-            activation_mapper.pixel.eq(cycle_2.pixel),
-            activation_mapper.unit.eq(has_planes),
             scale_mapper.base.eq(self.scales),
             scale_mapper.plane.eq(self.pixels),
             scale_mapper.group.eq(cycle_2.index),
             scale_mapper.pixel.eq(cycle_2.pixel),
         ]
-        slots = [Mux(entry.pad, 0xFFFF, entry.slot) for entry in (entries[n] for n in range(quad))]
+        ends_tile = entries[quad - 1].last
+        # Where each tile's codes of the next pixel go.
+        m.submodules.pointers = pointers = memory.Memory(
+            shape=self.config.address_width, depth=tiles, init=[])
+        pointers_read = pointers.read_port()
+        pointers_write = pointers.write_port()
+        fresh = Signal()                                 # no word of the tile has been composed
+        next_word = Signal(self.config.address_width)
+        next_order = Signal(self.config.address_width)
+        first = Signal(tile.first.shape())               # slot of the tile
+        m.d.comb += [
+            pointers_read.addr.eq(number),
+            pointers_read.en.eq(advance),
+            pointers_write.addr.eq(number_2),
+        ]
+        slots = [Mux(entry.pad, 0xFFFF, (entry.slot - first)[:len(first)])
+                 for entry in (entries[n] for n in range(quad))]
         composed = Signal(write_layout(self.config))
         m.d.comb += [composed.strobe.eq(~0), emits.eq(cycle_2.valid)]
         with m.Switch(cycle_2.part):
             with m.Case(Part.HEADER):
                 m.d.comb += [
-                    composed.address.eq(self.permutation),
-                    composed.data.eq(Cat(self.dense_count, Const(0, 16 - len(self.dense_count)),
-                                     self.sparse_count)),
+                    composed.address.eq(self.permutation + block),
+                    composed.data.eq(Cat(
+                        *(Cat(field, Const(0, 16 - len(field)))
+                          for field in (tile.count, tile.low, tile.high)), tile.cut)),
+                    pointers_write.data.eq(self.destination + tile.offset),
+                    pointers_write.en.eq(cycle_2.valid),
                 ]
+                with m.If(advance & cycle_2.valid):
+                    m.d.sync += [
+                        next_order.eq(composed.address + 1),
+                        first.eq(tile.first),
+                        fresh.eq(1),
+                    ]
             with m.Case(Part.ORDER):
                 m.d.comb += [
-                    composed.address.eq(self.permutation + 1 + cycle_2.index),
-                    composed.data.eq(Cat(slot[:16] for slot in slots)),
+                    composed.address.eq(next_order),
+                    composed.data.eq(Cat(Cat(slot, Const(0, 16))[:16] for slot in slots)),
                 ]
+                with m.If(advance & cycle_2.valid):
+                    m.d.sync += next_order.eq(next_order + 1)
             with m.Case(Part.SCALE):
                 m.d.comb += [
                     composed.address.eq(scale_mapper.address),
@@ -296,10 +337,15 @@ class CodeWriter(wiring.Component):
                 ]
             with m.Case(Part.CODES):
                 m.d.comb += [
-                    composed.address.eq(activation_mapper.address),
+                    composed.address.eq(Mux(fresh, pointers_read.data, next_word)),
                     composed.data.eq(low_word),
                     emits.eq(cycle_2.valid & (cycle_2.index[:2] == 3)),
+                    pointers_write.data.eq(
+                        composed.address + 1 + Mux(has_planes, plane_words, 0)),
+                    pointers_write.en.eq(emits & ends_tile),
                 ]
+                with m.If(advance & emits):
+                    m.d.sync += [next_word.eq(composed.address + 1), fresh.eq(ends_tile)]
             with m.Case(Part.COUNT):
                 m.d.comb += [
                     composed.address.eq(self.counts + (cycle_2.index >> quad_bits)),
@@ -307,14 +353,14 @@ class CodeWriter(wiring.Component):
                     emits.eq(cycle_2.valid & (cycle_2.index[:quad_bits] == 0)),
                 ]
 
-        # cycle 3: the request; a second plane follows the first in the next word
+        # cycle 3: the request; the second plane follows the tile's words of the first
         second = Signal(port)
         with m.If(self.write.ready):
             m.d.sync += self.write.valid.eq(0)
         with m.If(room & pending):
             m.d.sync += [
                 self.write.valid.eq(1),
-                self.write.payload.address.eq(self.write.payload.address + 1),
+                self.write.payload.address.eq(self.write.payload.address + plane_words),
                 self.write.payload.data.eq(second),
                 pending.eq(0),
             ]

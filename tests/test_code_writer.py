@@ -5,95 +5,140 @@ import random
 import unittest
 
 import numpy as np
-import torch
 from amaranth.sim import Simulator
 
-from golden import detector as golden
-from hw.code_writer import PIXELS, CodeWriter
+from hw.code_writer import CodeWriter
 from hw.config import TINY
 from hw.descriptor import Format
-from sim import lowering
+from tests.test_channel_lists import WIDE
 
-V, Q = TINY.vector, TINY.quad
-PORT = V // 2
-BASES = {"permutation": 10, "scales": 100, "destination": 200, "counts": 700}
+NO_CHANNEL = 0xFFFF
+BASES = {"permutation": 10, "scales": 400, "destination": 1000, "counts": 3900}
+
+
+def nibbles(values, vector):
+    """Port words of V values each, as bytes."""
+    values = np.asarray(values).reshape(-1, 2) & 15
+    return (values[:, 0] | values[:, 1] << 4).reshape(-1, vector // 2)
+
+
+def halves(values, vector):
+    """Port words of V/4 values of 16 bits each, as bytes."""
+    values = np.asarray(values, "<u2")
+    return np.pad(values, (0, -len(values) % (vector // 4))).view(np.uint8).reshape(-1, vector // 2)
 
 
 class Source:
     """What the writer reads: lists, codes, scales and counts, as the units around it hold them."""
 
-    def __init__(self, rng, format, slots, pixels):
-        self.format, self.slots, self.pixels = format, slots, pixels
-        self.natural = format in (Format.MX8, Format.IN16)
-        valid = torch.tensor([rng.random() < 0.9 for _ in range(slots)])
-        labels = torch.tensor([rng.random() < 0.4 for _ in range(slots)])
-        self.dense, self.sparse = golden.permutation(labels, valid, V, self.natural)
-        self.positions = golden.positions(self.dense, self.sparse, V).tolist()
+    def __init__(self, rng, config, format, slots, pixels, tile_channels):
+        self.config, self.format, self.slots, self.pixels = config, format, slots, pixels
+        self.mx = format in (Format.MX8, Format.IN16)
+        self.tile_channels = 32 if self.mx else tile_channels
+        valid = [rng.random() < 0.9 for _ in range(slots)]
         low, high = {Format.A4U: (0, 15), Format.A4S: (-7, 7)}.get(format, (-128, 127))
         self.codes = np.array([[rng.randint(low, high) if valid[slot] else 0
                                 for _ in range(pixels)] for slot in range(slots)])
-        self.groups = {Format.MX8: -(-slots // 32), Format.IN16: 2}.get(format, 1)
+        self.groups = slots // 32 if self.mx else 1
         self.scales = np.array([[rng.randrange(127) for _ in range(pixels)]
                                 for _ in range(self.groups)])
         self.counts = [rng.randrange(65536) for _ in range(slots)]
+        self.tiles, offset = [], 0
+        for first in range(0, slots, self.tile_channels):
+            order = list(range(first, min(first + self.tile_channels, slots)))
+            if self.mx:
+                order = [slot if valid[slot] else NO_CHANNEL for slot in order]
+            else:
+                order = [slot for slot in order if valid[slot]] or order[:1]
+                rng.shuffle(order)
+            words = -(-len(order) // config.vector)
+            self.tiles.append({
+                "count": len(order), "low": rng.randint(0, len(order)),
+                "high": rng.randint(0, len(order)), "cut": rng.randint(0, 256), "words": words,
+                "first": first, "offset": offset, "last": 0,
+                "slots": order + [NO_CHANNEL] * (words * config.vector - len(order))})
+            offset += words * pixels * (2 if self.mx else 1)
+        self.tiles[-1]["last"] = 1
+        self.positions = [(slot, int(n == len(tile["slots"]) - 1))
+                          for tile in self.tiles for n, slot in enumerate(tile["slots"])]
 
     def expected(self):
         """{(address, byte): value} of everything that must be written."""
-        ordered = np.array([[0] * self.pixels if slot == golden.NO_CHANNEL else self.codes[slot]
-                            for slot in self.positions])
-        regions = {
-            "permutation": lowering.pack_permutation(self.dense, self.sparse, V),
-            "destination": lowering.pack_codes(ordered[:, None], self.format, V),
-        }
+        vector = self.config.vector
+        regions = []
+        for number, tile in enumerate(self.tiles):
+            order = np.array(tile["slots"])
+            there = order != NO_CHANNEL
+            fields = [tile[name] for name in ("count", "low", "high", "cut")]
+            regions.append((
+                BASES["permutation"] + number * (1 + self.tile_channels * 4 // vector),
+                np.concatenate([halves(fields + [0] * (vector // 4 - 4), vector),
+                                halves(np.where(there, order - tile["first"], NO_CHANNEL),
+                                       vector)])))
+            codes = np.where(there[:, None], self.codes[np.where(there, order, 0)], 0).T
+            planes = np.stack([codes, codes >> 4], 1) if self.mx else codes    # (pixel, [plane], V)
+            regions.append((BASES["destination"] + tile["offset"], nibbles(planes, vector)))
         if self.format != Format.IN16:
-            regions["counts"] = lowering.pack_halves(np.array(self.counts), V)
-        memory = {(BASES[name] + row, byte): int(value) for name, words in regions.items()
-                  for row, word in enumerate(words) for byte, value in enumerate(word)}
+            regions.append((BASES["counts"], halves(self.counts, vector)))
+        memory = {}
+        for base, words in regions:
+            for row, word in enumerate(words):
+                for byte, value in enumerate(word):
+                    assert (base + row, byte) not in memory
+                    memory[base + row, byte] = int(value)
+        port = vector // 2
         for number, value in enumerate(self.scales.ravel()):
-            memory[BASES["scales"] + number // PORT, number % PORT] = int(value)
+            memory[BASES["scales"] + number // port, number % port] = int(value)
         return memory
 
 
 def simulate(source, stall, hold, store, rng):
     """Bytes written, counts handed to the detector, and the busy cycles."""
-    dut = CodeWriter(TINY)
+    config = source.config
+    vector, quad = config.vector, config.quad
+    port, rows = vector // 2, source.slots // quad
+    dut = CodeWriter(config)
     written, stored = {}, {}
+    seen = {}
 
     def row_entries(row):
-        slots = source.positions[row * Q:row * Q + Q]
-        slots += [golden.NO_CHANNEL] * (Q - len(slots))
-        return [{"slot": 0 if slot == golden.NO_CHANNEL else slot,
-                 "pad": int(slot == golden.NO_CHANNEL)} for slot in slots]
+        places = source.positions[row * quad:row * quad + quad]
+        places += [(NO_CHANNEL, 0)] * (quad - len(places))
+        return [{"slot": 0 if slot == NO_CHANNEL else slot, "pad": int(slot == NO_CHANNEL),
+                 "last": last} for slot, last in places]
 
     async def testbench(ctx):
         settings = {
-            "lists_ready": 0, "format": source.format, "pixels": source.pixels,
-            "words": source.slots // V, "groups": source.groups, "detector": 300,
-            "store_counts": store, "dense_count": len(source.dense),
-            "sparse_count": len(source.sparse), "dense_words": -(-len(source.dense) // V),
-            "sparse_words": -(-len(source.sparse) // V), "start": 1, **BASES}
+            "format": source.format, "pixels": source.pixels, "words": source.slots // vector,
+            "groups": source.groups, "block_words": 1 + source.tile_channels // quad,
+            "detector": 300, "store_counts": store, "start": 1, **BASES}
         for name, value in settings.items():
             ctx.set(getattr(dut, name), value)
         await ctx.tick()
         ctx.set(dut.start, 0)
         filled = taken = released = cycle = 0
-        fill = [(pixel, row) for pixel in range(source.pixels) for row in range(source.slots // Q)]
-        held = None
+        fill = [(pixel, row) for pixel in range(source.pixels) for row in range(rows)]
+        scales = iter(source.scales.T.ravel())
+        tiles = list(source.tiles)
+        offered = held = None
         while ctx.get(dut.busy):
             cycle += 1
             assert cycle < 40000, "the writer must end"
-            ctx.set(dut.lists_ready, cycle > 5)
+            if offered is None and tiles and rng.random() >= hold:
+                offered = tiles.pop(0)
+                ctx.set(dut.tiles.payload,
+                        {name: value for name, value in offered.items() if name != "slots"})
+            ctx.set(dut.tiles.valid, offered is not None)
             # a row of codes, where the ring has a place
             ctx.set(dut.w_enable, 0)
             done = None
-            if fill and fill[0][0] < released + PIXELS and rng.random() >= hold:
+            if fill and (fill[0][0] - released + 1) * rows <= dut.depth and rng.random() >= hold:
                 done = fill.pop(0)
                 ctx.set(dut.w_enable, 1)
-                ctx.set(dut.w_pixel, done[0] % PIXELS)
-                ctx.set(dut.w_row, done[1])
+                ctx.set(dut.w_address, (done[0] * rows + done[1]) % dut.depth)
                 ctx.set(dut.w_codes, sum(
-                    (int(source.codes[done[1] * Q + lane][done[0]]) & 255) << 8 * lane
-                    for lane in range(Q)))
+                    (int(source.codes[done[1] * quad + lane][done[0]]) & 255) << 8 * lane
+                    for lane in range(quad)))
             ctx.set(dut.pixel_ready, filled > taken)
             ready = rng.random() >= stall
             ctx.set(dut.write.ready, ready)
@@ -104,7 +149,7 @@ def simulate(source, stall, hold, store, rng):
                 assert valid and (payload.address, payload.data, payload.strobe) == held
             held = (payload.address, payload.data, payload.strobe) if valid and not ready else None
             if valid and ready:
-                for byte in range(PORT):
+                for byte in range(port):
                     if payload.strobe >> byte & 1:
                         assert (payload.address, byte) not in written, "no byte is written twice"
                         written[payload.address, byte] = payload.data >> 8 * byte & 255
@@ -116,47 +161,59 @@ def simulate(source, stall, hold, store, rng):
             if ctx.get(dut.list_enable):
                 reads.append((dut.list_entries, row_entries(ctx.get(dut.list_row))))
             if ctx.get(dut.scale_enable):
-                group, pixel = ctx.get(dut.scale_group), ctx.get(dut.scale_pixel)
-                known = group < source.groups and pixel < source.pixels
-                reads.append((dut.scale, int(source.scales[group][pixel]) if known else 85))
+                reads.append((dut.scale, int(next(scales))))
             if ctx.get(dut.count_enable):
                 row = ctx.get(dut.count_row)
                 reads.append((dut.count_row_data, sum(
                     count << 16 * n for n, count in
-                    enumerate(source.counts[row * Q:row * Q + Q]))))
+                    enumerate(source.counts[row * quad:row * quad + quad]))))
+            if offered is not None and ctx.get(dut.tiles.ready):
+                offered = None
             taken += ctx.get(dut.pixel_take)
             released += ctx.get(dut.pixel_release)
             await ctx.tick()
             for signal, value in reads:
                 ctx.set(signal, value)
-            filled += done is not None and done[1] == source.slots // Q - 1
+            filled += done is not None and done[1] == rows - 1
         assert (taken, released) == (source.pixels, source.pixels)
+        assert not tiles and offered is None and next(scales, None) is None
+        seen["cycles"] = cycle
 
     simulator = Simulator(dut)
     simulator.add_clock(1e-8)
     simulator.add_testbench(testbench)
     simulator.run()
-    return written, stored
+    return written, stored, seen["cycles"]
 
 
 class CodeWriterTests(unittest.TestCase):
-    def check(self, seed, format, slots, pixels, stall=0.0, hold=0.0, store=False):
+    def check(self, seed, format, slots, pixels, stall=0.0, hold=0.0, store=False, config=TINY,
+              tile_channels=32):
         rng = random.Random(seed)
-        source = Source(rng, format, slots, pixels)
-        written, stored = simulate(source, stall, hold, store, rng)
+        source = Source(rng, config, format, slots, pixels, tile_channels)
+        written, stored, cycles = simulate(source, stall, hold, store, rng)
         self.assertEqual(written, source.expected(), (seed, format, slots, pixels))
         self.assertEqual(stored, {300 + slot: count for slot, count in enumerate(source.counts)}
                          if store else {}, (seed, format, slots, pixels))
+        return source, cycles
 
     def test_formats(self):
         for seed, (format, slots) in enumerate(itertools.product(
-                (Format.A4U, Format.A4S, Format.MX8), (V, 2 * V, 4 * V))):
-            self.check(seed, format, slots, 3, store=format != Format.MX8)
-        self.check(9, Format.IN16, 2 * V, 3)
+                (Format.A4U, Format.A4S), (16, 32, 48, 128))):
+            self.check(seed, format, slots, 3, store=True)
+        for format, slots in itertools.product((Format.MX8, Format.IN16), (64, 128)):
+            self.check(8, format, slots, 3)
+
+    def test_tiles(self):
+        for seed, (config, slots, tile_channels) in enumerate((
+                (TINY, 112, 64), (TINY, 96, 64), (WIDE, 192, 96), (WIDE, 160, 64))):
+            self.check(seed, Format.A4S, slots, 4, config=config, tile_channels=tile_channels)
+        for format in (Format.MX8, Format.IN16):
+            self.check(5, format, 128, 4, config=WIDE)
 
     def test_one_pixel(self):
         for seed, format in enumerate(Format):
-            self.check(seed, format, 2 * V, 1)
+            self.check(seed, format, 64, 1)
 
     def test_stalls(self):
         formats = itertools.cycle(Format)
@@ -164,8 +221,16 @@ class CodeWriterTests(unittest.TestCase):
             for _ in range(2):
                 format = next(formats)
                 with self.subTest(stall=stall, hold=hold, format=format):
-                    self.check(seed, format, 2 * V, 6, stall, hold,
+                    self.check(seed, format, 64, 4, stall, hold,
                                store=format in (Format.A4U, Format.A4S))
+
+    def test_pace(self):
+        """Cycles of a pixel and of a list, as the contract of `CodeWriter` says."""
+        for format, slots in ((Format.A4U, 64), (Format.MX8, 64), (Format.IN16, 128)):
+            (source, few), (_, many) = (self.check(1, format, slots, pixels) for pixels in (8, 24))
+            words = sum(tile["words"] for tile in source.tiles)
+            pixel = 4 * words + source.groups + source.mx
+            self.assertEqual(many - few, 16 * pixel, format)
 
 
 if __name__ == "__main__":
