@@ -10,8 +10,10 @@ __all__ = ["Compactor", "word_layout"]
 
 
 def word_layout(config, tag):
-    """A code word: ``codes``; ``mask`` of the channels that count; ``word``, its place in the
-    group's weights; ``last`` of its group; ``tag``, which comes out at the group's end.
+    """A code word of a group.
+
+    ``codes``; ``mask``: the channels that count; ``word``: its place in the weights; ``last`` of
+    its group; ``tag``: comes out at the group's end.
     """
     return data.StructLayout({
         "codes": 4 * config.vector, "mask": config.vector,
