@@ -49,7 +49,7 @@ class Config:
     partial_depth: int = 1024         # words of V/4 partial sums kept from tile to tile
     result_depth: int = 32            # words of one sum a scale unit waiting in each PE
     max_channels: int = 1536          # input channel slots of a layer
-    tile_channels: int = 64           # input channel slots of a tile
+    tile_channels: int = 128          # input channel slots of a tile
     max_outputs: int = 1024           # output channels of a layer
     tile_outputs: int = 64            # output channels of a tile
     detector_depth: int = 8192        # zero counts kept from one evaluation to the next
@@ -178,7 +178,7 @@ TINY = Config(
     name="tiny", dense_lanes=4, dense_scale_units=4, sparse_lanes=16, sparse_rate=2,
     sparse_scale_units=4, codes_depth=1024, entry_depth=1024, record_depth=512, weight_depth=512,
     sparse_weight_depth=1024, weight_scale_depth=128, partial_depth=256, max_channels=128,
-    max_outputs=128, tile_outputs=32, detector_depth=2048, address_width=16)
+    tile_channels=64, max_outputs=128, tile_outputs=32, detector_depth=2048, address_width=16)
 """For the ULX3S board and quick benches: 64 dense and 32 sparse multipliers."""
 
 SMALL = Config(name="small")

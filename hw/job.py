@@ -29,12 +29,16 @@ def record_layout(config, side):
     """What a PE knows of an input pixel, and for MX8 of each of its two nibble planes.
 
     ``start``: first code word (dense) or entry (sparse) of the pixel; ``count``: how many;
-    ``scale``: the code of the activation scale.
+    ``scale``: the code of the activation scale. ``skip`` (sparse): entries to leave out where the
+    split is the high one, see `geometry_layout`; ``count`` if no others have a non-zero.
     """
     dense = side == "dense"
     depth = config.codes_depth if dense else config.entry_depth
     most = -(-config.tile_channels // (config.vector if dense else config.sparse_rate))
-    return data.StructLayout({"start": range(depth), "count": range(most + 1), "scale": 8})
+    fields = {"start": range(depth), "count": range(most + 1), "scale": 8}
+    if not dense:
+        fields["skip"] = range(most + 1)
+    return data.StructLayout(fields)
 
 
 def geometry_layout(config):
@@ -54,6 +58,9 @@ def geometry_layout(config):
     records : record of the first input pixel
     tiles : tiles of this side's lanes that the outputs take
     chunks : V/4 outputs each that the job has
+    cut : added to eight bits once an output pixel; where it carries, the split is the high one
+    low, high : where the split is low or high: words of a group (dense); the first position that
+        counts where it is high (sparse)
     stride : output pixels from one of this side's to the next; the first is number ``stride`` - 1
     skip : every skip-th output pixel is the other side's; 0: none
     weights : first row of the weights
@@ -67,6 +74,7 @@ def geometry_layout(config):
         "records": range(config.record_depth),
         "tiles": (config.tile_outputs // min(config.dense_lanes, config.sparse_lanes)).bit_length(),
         "chunks": (config.tile_outputs // config.quad).bit_length(),
+        "cut": 9, "low": range(config.tile_channels + 1), "high": range(config.tile_channels + 1),
         "stride": 8, "skip": 8,
         "weights": range(max(config.weight_depth, config.sparse_weight_depth)),
         "pitch": range(config.tile_channels + 1),
