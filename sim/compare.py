@@ -104,19 +104,17 @@ class Comparison:
 def _outside(comparison, lowered, pass_, contents, words):
     """Compare what no result covers: a pass must leave it as it was, byte for byte.
 
-    ``contents`` are the bytes of results by region; what a region has beyond them counts as
-    outside, except for the rest of a word, which a pass may write.
+    ``contents`` are (region, first word in it, words) of results; everything else is outside.
     """
     window, vector = pass_.window, lowered.shape.vector
-    expected = lowering.filler(window.address, window.words, vector).ravel()
-    outside = np.ones(expected.size, bool)
-    for name, size in contents.items():
-        begin = (pass_.regions[name].address - window.address) * (vector // 2)
-        outside[begin:begin + -(-size // (vector // 2)) * (vector // 2)] = False
+    expected = lowering.filler(window.address, window.words, vector)
+    outside = np.ones(len(expected), bool)
+    for name, first, count in contents:
+        begin = pass_.regions[name].address - window.address + first
+        outside[begin:begin + count] = False
     places = np.flatnonzero(outside)
-    comparison.array("untouched byte", expected[places], words.ravel()[places], lambda n: {
-        "place": f"word {window.address + int(places[n]) // (vector // 2)},"
-                 f" byte {int(places[n]) % (vector // 2)}"})
+    comparison.array("untouched byte", expected[places], words[places], lambda n, byte: {
+        "place": f"word {window.address + int(places[n])}, byte {byte}"})
 
 
 def _part(pass_, words, name, count=None):
@@ -126,7 +124,7 @@ def _part(pass_, words, name, count=None):
     return words[first:first + (region.words if count is None else count)]
 
 
-def compare_requantize(comparison, lowered, result, lists, answer, words):
+def compare_requantize(comparison, lowered, result, answer, words):
     """Compare a requantization pass.
 
     Parameters
@@ -134,78 +132,92 @@ def compare_requantize(comparison, lowered, result, lists, answer, words):
     comparison : Comparison
     lowered : sim.lowering.Lowered
     result : golden.layer.LayerResult
-    lists : dense and sparse slots in order
     answer : what the bench says: ``hung``, ``violations`` and registers by name
     words : (n, V/2) bytes, the write window after the pass
     """
     if not comparison.ended(answer):
         return
     shape, pass_ = lowered.shape, lowered.requantize
-    vector, height, width = shape.vector, shape.height, shape.width
-    dense, sparse = (np.asarray(part) for part in lists)
-    expected = lowering.pack_permutation(dense, sparse, vector)
-    positions = lowering.unpack_permutation(expected, vector)[2]
-
-    actual = _part(pass_, words, "permutation", len(expected))
-    actual_dense, actual_sparse, actual_positions = lowering.unpack_permutation(actual, vector)
-    comparison.value("dense channels", len(dense), actual_dense)
-    comparison.value("sparse channels", len(sparse), actual_sparse)
-
-    def slot_place(slot):
-        place = shape.channel(slot)
-        if place is None:
-            return {"place": f"slot {slot} (padding)"}
-        return {"channel": place[0], "place": place[1] and f"plane {place[1]}"}
-
-    def locate_position(position, y=None, x=None):
-        slot = int(positions[position])
-        where = {"place": f"position {position} (padding)"} if (
-            slot == lowering.NO_CHANNEL) else slot_place(slot)
-        return where | ({} if y is None else {"pixel": (y, x)})
-
-    comparison.array("label", positions, actual_positions,
-                     lambda n: {"place": f"position {n} of the permutation"})
+    vector = shape.vector
+    contents = []
+    block = lowering.block_words(lowered.plan.tile_channels, vector)
+    lists, codes = _part(pass_, words, "permutation"), _part(pass_, words, "codes")
+    done = 0
+    for number, part in enumerate(result.lists):
+        place = f"tile {number}" if len(result.lists) > 1 else ""
+        size = _compare_list(comparison, part, lists[number * block:(number + 1) * block], vector,
+                             place)
+        contents.append(("permutation", number * block, size))
+        size = _compare_codes(comparison, shape, result.codes, part, codes[done:], place)
+        contents.append(("codes", done, size))
+        done += size
 
     scales = np.asarray(result.codes.scales)
     actual = lowering.unpack_bytes(_part(pass_, words, "scales"), scales.shape)
     comparison.array("scale", scales, actual, lambda group, y, x: {
         "pixel": (y, x), "place": f"scale group {group}" if len(scales) > 1 else ""})
-
-    codes = np.asarray(result.codes.codes)                          # (slots, H, W)
-    padded = np.concatenate([codes, np.zeros((1, height, width), np.int64)])
-    codes = padded[np.where(positions == lowering.NO_CHANNEL, -1, positions)]
-    count = len(positions) // vector * shape.pixels * shape.planes
-    actual = lowering.unpack_codes(_part(pass_, words, "codes", count), height, width,
-                                   shape.format, vector)
-    comparison.array("code", codes, actual, locate_position)
-
-    contents = {"permutation": expected.size, "scales": scales.size, "codes": count * vector // 2}
+    contents.append(("scales", 0, -(-scales.size // (vector // 2))))
     if "counts" in pass_.regions:
         actual = lowering.unpack_halves(_part(pass_, words, "counts"), shape.slots)
-        comparison.array("zero count", np.asarray(result.zero_counts), actual, slot_place)
-        contents["counts"] = shape.slots * 2
+        comparison.array("zero count", np.asarray(result.zero_counts), actual,
+                         lambda slot: _slot_place(shape, slot))
+        contents.append(("counts", 0, pass_.regions["counts"].words))
     comparison.value("saturations", int(result.saturations), answer["saturations"])
     _outside(comparison, lowered, pass_, contents, words)
 
 
+def _compare_list(comparison, part, words, vector, place):
+    """Compare the list of a tile of channels; the words that it takes."""
+    slots = np.asarray(part.slots)
+    expected = lowering.pack_list(slots, part.low, part.high, part.cut, vector)
+    sizes, positions = lowering.unpack_list(expected, vector)
+    actual_sizes, actual = lowering.unpack_list(words[:len(expected)], vector)
+    for name, value in sizes.items():
+        comparison.value(f"list {name}", value, actual_sizes[name], place)
+    comparison.array("label", positions, actual, lambda n: {
+        "place": f"{place}, position {n} of the list".removeprefix(", ")})
+    return len(expected)
+
+
+def _compare_codes(comparison, shape, codes, part, words, place):
+    """Compare the codes of a tile of channels; the words that they take."""
+    positions = np.asarray(part.positions(shape.vector))
+    count = len(positions) // shape.vector * shape.planes * shape.pixels
+    actual = lowering.unpack_codes(words[:count], shape.height, shape.width, shape.format,
+                                   shape.vector)
+
+    def locate(position, y, x):
+        slot = int(positions[position])
+        where = {"place": f"{place}, position {position} (padding)".removeprefix(", ")} if (
+            slot == lowering.NO_CHANNEL) else _slot_place(shape, part.first + slot)
+        return where | {"pixel": (y, x)}
+
+    comparison.array("code", np.asarray(part.gather(codes.codes, shape.vector)), actual, locate)
+    return count
+
+
+def _slot_place(shape, slot):
+    """Fields of a Mismatch that say where a slot is."""
+    place = shape.channel(slot)
+    if place is None:
+        return {"place": f"slot {slot} (padding)"}
+    return {"channel": place[0], "place": place[1] and f"plane {place[1]}"}
+
+
 def compare_detector(comparison, lowered, expected, actual):
     """Compare the (slots,) zero counts that the detector keeps after a requantization pass."""
-    def locate(slot):
-        place = lowered.shape.channel(slot)
-        return {"place": f"slot {slot} (padding)"} if place is None else {"channel": place[0]}
-
-    comparison.array("stored zero count", expected, np.asarray(actual), locate)
+    comparison.array("stored zero count", expected, np.asarray(actual),
+                     lambda slot: _slot_place(lowered.shape, slot))
 
 
-def compare_convolve(comparison, lowered, result, work, cycles, answer, words):
-    """Compare a convolution pass.
+def compare_convolve(comparison, lowered, result, registers, answer, words):
+    """Compare a convolution pass, after all of its jobs.
 
     Parameters
     ----------
     comparison, lowered, result, answer, words
         See `compare_requantize`.
-    work : issues of the dense and of the sparse side
-    cycles : values by register name, or None where memory stalls
+    registers : values of the counters that are known, by name of the register
     """
     if not comparison.ended(answer):
         return
@@ -218,8 +230,8 @@ def compare_convolve(comparison, lowered, result, work, cycles, answer, words):
     padding = actual[shape.outputs:]
     comparison.array("output padding", np.zeros_like(padding), padding, lambda channel, y, x: {
         "channel": shape.outputs + channel, "pixel": (y, x)})
-    for name, value in zip(("dense_work", "sparse_work"), work, strict=True):
+    comparison.value("jobs", len(pass_.descriptors), answer["jobs"])
+    for name, value in registers.items():
         comparison.value(name, value, answer[name])
-    for name, value in (cycles or {}).items():
-        comparison.value(name, value, answer[name])
-    _outside(comparison, lowered, pass_, {"destination": outputs.size and actual.size * 2}, words)
+    _outside(comparison, lowered, pass_,
+             [("destination", 0, pass_.regions["destination"].words)], words)

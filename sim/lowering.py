@@ -1,9 +1,10 @@
 """From the integers of a layer call to what the core sees, and back.
 
-`lower` places the operands of both passes of a layer call in memory and writes their descriptors;
-the ``pack_`` functions define how each operand lies in port words, and each has an ``unpack_``
-twin. Port words are rows of bytes here: an array (n, V/2) of uint8, the lowest byte first. Tensors
-may be anything that numpy can read as integers.
+`lower` places the operands of a layer call in memory and writes descriptors: one of the
+requantization pass, and one of each job of the convolution (`sim.tiler`). The ``pack_`` functions
+define how each operand lies in port words, and each has an ``unpack_`` twin. Port words are rows of
+bytes here: an array (n, V/2) of uint8, the lowest byte first. Tensors may be anything that numpy
+can read as integers.
 """
 
 import dataclasses
@@ -12,27 +13,19 @@ import numpy as np
 
 from hw import descriptor, registers
 from hw.descriptor import Format, Kind
+from sim import tiler
+from sim.shape import BLOCK, FitError, Shape
 
 __all__ = [
     "NO_CHANNEL", "FitError", "Shape", "Region", "Allocator", "Pass", "Lowered", "region_words",
-    "demands", "check_shape", "check_fit", "lower", "filler", "pack_words", "pack_tensor",
+    "block_words", "check_shape", "check_fit", "lower", "filler", "pack_words", "pack_tensor",
     "unpack_tensor", "pack_codes", "unpack_codes", "pack_bytes", "unpack_bytes", "pack_halves",
-    "unpack_halves", "pack_permutation", "unpack_permutation", "pack_table", "unpack_table",
-    "pack_weights", "unpack_weights", "pack_weight_scales", "unpack_weight_scales",
+    "unpack_halves", "pack_list", "unpack_list", "pack_table", "unpack_table", "pack_weights",
+    "unpack_weights", "pack_weight_scales", "unpack_weight_scales",
 ]
 
-NO_CHANNEL = 0xFFFF   # position in a permutation that no channel takes
-
-
-class FitError(ValueError):
-    """A layer that a core cannot run; the text says which rule it breaks and by how much.
-
-    ``error`` is the code of `hw.descriptor.Error` with which the core would refuse it.
-    """
-
-    def __init__(self, error, message):
-        super().__init__(message)
-        self.error = error
+NO_CHANNEL = 0xFFFF   # position of a list that no channel takes
+HEADER = ("size", "low", "high", "cut")   # of a list, 16 bits each
 
 
 def _ceil(value, step):
@@ -98,25 +91,26 @@ def unpack_tensor(words, height, width, vector):
 
 
 def pack_codes(codes, format, vector):
-    """(positions, H, W) codes as [word][H][W][plane] words; two planes for MX8 and IN16."""
+    """(positions, H, W) codes of a tile as [H][W][plane][positions / V] words.
+
+    There are two planes for MX8 and IN16, low nibbles and high nibbles.
+    """
     low, high = {Format.A4U: (0, 15), Format.A4S: (-7, 7)}.get(format, (-128, 127))
-    codes = _integers("codes", codes, low, high)
-    positions, height, width = codes.shape
-    codes = codes.reshape(positions // vector, vector, height, width).transpose(0, 2, 3, 1)
+    codes = _integers("codes", codes, low, high).transpose(1, 2, 0)      # (H, W, positions)
     if format in (Format.MX8, Format.IN16):
-        codes = np.stack([codes, codes >> 4], 3)             # (word, H, W, plane, V)
+        codes = np.stack([codes, codes >> 4], 2)                         # (H, W, plane, positions)
     return _nibbles(codes).reshape(-1, vector // 2)
 
 
 def unpack_codes(words, height, width, format, vector):
-    """(positions, H, W) int64 of [word][H][W][plane] words."""
+    """Inverse of `pack_codes`: (positions, H, W) int64."""
     words = np.asarray(words)
     if format in (Format.MX8, Format.IN16):
-        planes = words.reshape(-1, height, width, 2, vector // 2)
-        codes = _values(planes[..., 0, :], False) + 16 * _values(planes[..., 1, :], True)
+        planes = words.reshape(height, width, 2, -1)
+        codes = _values(planes[:, :, 0], False) + 16 * _values(planes[:, :, 1], True)
     else:
-        codes = _values(words.reshape(-1, height, width, vector // 2), format == Format.A4S)
-    return codes.transpose(0, 3, 1, 2).reshape(-1, height, width)
+        codes = _values(words.reshape(height, width, -1), format == Format.A4S)
+    return codes.transpose(2, 0, 1)
 
 
 def pack_bytes(values, vector):
@@ -141,24 +135,26 @@ def unpack_halves(words, count):
     return np.ascontiguousarray(words).reshape(-1).view("<u2")[:count].astype(np.int64)
 
 
-def pack_permutation(dense, sparse, vector):
-    """Lists of slots: a word with their lengths, then the slot of each position.
+def pack_list(slots, low, high, cut, vector):
+    """The list of a tile: a word of its sizes, then the slot of each position.
 
-    The lists are padded with `NO_CHANNEL` to multiples of V.
+    The slots are padded with `NO_CHANNEL` to a multiple of V.
     """
-    head = np.zeros((1, vector // 2), np.uint8)
-    head[0, :4] = np.array([len(dense), len(sparse)], "<u2").view(np.uint8)
-    lists = []
-    for slots in (dense, sparse):
-        slots = _integers("slots", slots, 0, NO_CHANNEL)
-        lists.append(np.pad(slots, (0, -len(slots) % vector), constant_values=NO_CHANNEL))
-    return np.concatenate([head, pack_halves(np.concatenate(lists), vector)])
+    slots = _integers("slots", slots, 0, NO_CHANNEL)
+    head = pack_halves(np.array([len(slots), low, high, cut]), vector)
+    slots = np.pad(slots, (0, -len(slots) % vector), constant_values=NO_CHANNEL)
+    return np.concatenate([head, pack_halves(slots, vector)])
 
 
-def unpack_permutation(words, vector):
-    """Lengths of both lists, and the (positions,) slots that ``words`` has room for."""
-    dense, sparse = unpack_halves(words[:1], 2)
-    return int(dense), int(sparse), unpack_halves(words[1:], len(words[1:]) * vector // 4)
+def unpack_list(words, vector):
+    """``{"size", "low", "high", "cut"}`` of a list, and the slots that ``words`` has room for."""
+    head = dict(zip(HEADER, unpack_halves(words[:1], 4).tolist(), strict=True))
+    return head, unpack_halves(words[1:], len(words[1:]) * vector // 4)
+
+
+def block_words(tile_channels, vector):
+    """Port words from the list of one tile to that of the next."""
+    return 1 + tile_channels * 4 // vector
 
 
 def pack_table(factor, term, vector):
@@ -217,137 +213,29 @@ def filler(first, count, vector):
     return (places >> np.uint64(56)).astype(np.uint8)
 
 
-# What follows from the shape of a layer.
+# What follows from the shape and the plan of a layer.
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """The sizes of a layer call on a core.
-
-    Members
-    -------
-    format : hw.descriptor.Format
-    kernel, height, width : of the convolution
-    channels : tuple of the segments' channels
-    outputs : output channels
-    vector : V
-    sparse : bool, whether channels may go to a sparse side
-    residual : bool, whether a tensor is added to the output
-    """
-
-    format: Format
-    kernel: int
-    height: int
-    width: int
-    channels: tuple
-    outputs: int
-    vector: int
-    sparse: bool
-    residual: bool
-
-    @classmethod
-    def of(cls, call, config):
-        """Shape of ``call`` on the core of ``config``."""
-        requantization, convolution = call.requantization, call.convolution
-        format = Format(int(requantization.format))
-        _, height, width = np.shape(requantization.segments[0])
-        return cls(
-            format=format, kernel=int(convolution.kernel), height=height, width=width,
-            channels=tuple(len(segment) for segment in requantization.segments),
-            outputs=len(convolution.weight_codes), vector=config.vector,
-            sparse=config.sparse_pes > 0 and format in (Format.A4U, Format.A4S),
-            residual=convolution.residual is not None)
-
-    @property
-    def mx(self):
-        """Whether codes and weights have two nibbles."""
-        return self.format in (Format.MX8, Format.IN16)
-
-    @property
-    def pixels(self):
-        return self.height * self.width
-
-    @property
-    def taps(self):
-        return self.kernel * self.kernel
-
-    @property
-    def planes(self):
-        """Port words of V codes."""
-        return 2 if self.mx else 1
-
-    @property
-    def slots(self):
-        """Slots of the codes; the network input has V for each half of a value."""
-        if self.format == Format.IN16:
-            return 2 * self.vector
-        return sum(_ceil(count, self.vector) * self.vector for count in self.channels)
-
-    @property
-    def segment_slots(self):
-        """Slots of each segment of the 16-bit input."""
-        return [_ceil(count, self.vector) * self.vector for count in self.channels]
-
-    @property
-    def group_size(self):
-        """The descriptor's ``group``: slots that share a scale, or 0 for all."""
-        return {Format.MX8: 32, Format.IN16: self.vector}.get(self.format, 0)
-
-    @property
-    def groups(self):
-        """Scales of a pixel."""
-        return _ceil(self.slots, self.group_size) if self.group_size else 1
-
-    @property
-    def code_words(self):
-        """The most words of V codes that a pixel may take, whatever the labels."""
-        if self.mx:
-            return self.slots // self.vector
-        count = sum(self.channels)
-        if self.sparse and count > 1:
-            return (count - 2) // self.vector + 2    # each list ends with a short word
-        return _ceil(count, self.vector)
-
-    @property
-    def output_slots(self):
-        """Output channels with padding."""
-        return _ceil(self.outputs, self.vector) * self.vector
-
-    def channel(self, slot):
-        """(channel, half) of a slot, or None; half is "hi" or "lo" for the network input."""
-        if self.format == Format.IN16:
-            number = slot % self.vector
-            return (number, "lo" if slot >= self.vector else "hi") if (
-                number < self.channels[0]) else None
-        base = 0
-        for count, slots in zip(self.channels, self.segment_slots, strict=True):
-            if slot < slots:
-                return (base + slot, "") if slot < count else None
-            slot -= slots
-            base += count
-        return None
-
-
-
-
-def region_words(shape):
+def region_words(plan):
     """Port words of every region of a layer, as {name: words}.
 
     Regions in the order of memory: descriptors, what the requantization pass reads, what it
-    writes, what only the convolution pass reads (after what it reads of the first pass), results.
+    writes, what only the convolution reads (after what it reads of the first pass), results.
     """
+    shape = plan.shape
     word_bytes = shape.vector // 2
-    words = dict.fromkeys(("requantize", "convolve"), descriptor.WORDS * 4 // word_bytes)
+    one = descriptor.WORDS * 4 // word_bytes
+    words = {"requantize": one, "convolve": one * plan.chosen.jobs}
     for name, slots in zip(("source", "source_second"), shape.segment_slots, strict=False):
         words[name] = slots * shape.pixels * 2 // word_bytes
     if shape.format != Format.IN16:
         words["affine"] = shape.slots * 8 // word_bytes
         words["counts"] = shape.slots * 2 // word_bytes
-    words["permutation"] = 1 + shape.code_words * shape.vector * 2 // word_bytes
+    tiles = shape.tiles(plan.tile_channels)
+    words["permutation"] = len(tiles) * block_words(plan.tile_channels, shape.vector)
     words["scales"] = _ceil(shape.groups * shape.pixels, word_bytes)
-    words["codes"] = shape.code_words * shape.pixels * shape.planes
+    words["codes"] = sum(tile_words(shape, tile) for tile in tiles)
     words["epilogue"] = shape.output_slots * 8 // word_bytes
-    words["weights"] = (shape.slots * shape.taps * shape.planes
-                        * shape.output_slots // shape.vector)
+    words["weights"] = shape.slots * shape.taps * shape.planes * shape.output_words
     words["weight_scales"] = shape.taps * shape.groups * shape.output_slots // word_bytes
     if shape.residual:
         words["residual"] = shape.output_slots * shape.pixels * 2 // word_bytes
@@ -355,56 +243,42 @@ def region_words(shape):
     return words
 
 
-def demands(shape, config, detector_base=0):
-    """What a layer needs of a core, in the order of its checks: (error, what, need, have)."""
-    error = descriptor.Error
-    words = shape.slots // shape.vector
-    rows = shape.taps * shape.groups * shape.output_slots
-    if shape.format == Format.IN16:
-        yield error.FORMAT, "channels of the network input", sum(shape.channels), shape.vector
-    yield error.SHAPE, "pixels", shape.pixels, 65535
-    yield error.CHANNELS, "input channel slots", shape.slots, config.max_channels
-    yield error.CHANNELS, "output channels", shape.outputs, config.max_outputs
-    yield (error.ACTIVATIONS, "words of activation codes", words * shape.pixels * shape.planes,
-           config.activation_depth)
-    yield (error.WEIGHTS, "words of dense weights",
-           words * shape.taps * shape.planes * shape.output_slots // config.dense_lanes,
-           config.weight_depth)
-    if shape.sparse:
-        yield (error.WEIGHTS, "words of sparse weights",
-               shape.slots * shape.taps * _ceil(shape.output_slots, config.sparse_lanes),
-               config.sparse_weight_depth)
-    yield error.SCALES, "activation scales", shape.groups * shape.pixels, config.scale_depth
-    yield (error.SCALES, "words of dense weight scales", rows // config.dense_scale_units,
-           config.weight_scale_depth)
-    if shape.sparse:
-        yield (error.SCALES, "words of sparse weight scales", rows // config.sparse_scale_units,
-               config.weight_scale_depth)
-    if shape.format in (Format.A4U, Format.A4S):
-        yield (error.DETECTOR, "detector entries", detector_base + shape.slots,
-               config.detector_depth)
+def tile_words(shape, tile):
+    """Port words of the codes of a tile of `Shape.tiles`."""
+    return _ceil(tile[2], shape.vector) * shape.planes * shape.pixels
 
 
-def check_shape(name, shape, config, detector_base=0):
-    """Check that a core can run a layer of a shape, whatever the labels of its channels.
+def check_shape(name, shape, config, detector_base=0, **choices):
+    """Plan of a layer of a shape, whatever the labels of its channels.
+
+    ``choices`` are keywords of `sim.tiler.plan`.
 
     Raises
     ------
     FitError
         With the first rule that the layer breaks, and by how much.
     """
-    if shape.kernel not in (1, 3):
-        raise FitError(descriptor.Error.SHAPE,
-                       f"{name}: kernel must be 1 or 3, not {shape.kernel!r}")
-    for error, what, need, available in demands(shape, config, detector_base):
-        if need > available:
-            raise FitError(error, f"{name}: {what} must be at most {available} for"
-                                  f" {config.name}, not {need}: {need - available} too many")
-    _place(name, shape, config, 0, None)
+    try:
+        plan = tiler.plan(shape, config, **choices)
+        last = detector_base + shape.slots
+        if shape.labelled and last > config.detector_depth:
+            tiler.refuse(descriptor.Error.DETECTOR, "detector entries", last,
+                         config.detector_depth, config)
+        _place(plan, 0, None)
+    except FitError as error:
+        raise FitError(error.error, f"{name}: {error}") from None
+    return plan
 
 
-def check_fit(call, config):
-    """Check that a core can run a layer call; the rules are those of the core's error codes.
+def check_fit(call, config, plan=None):
+    """Plan of a layer call; the rules are those of the core's error codes.
+
+    Parameters
+    ----------
+    call : golden.layer.LayerCall
+    config : hw.config.Config
+    plan : sim.tiler.Plan
+        Where it is there already; its channel tiles must be those of the call.
 
     Raises
     ------
@@ -420,7 +294,18 @@ def check_fit(call, config):
         high = 31 if code == error.SHIFT else 65535
         if not low <= value <= high:
             raise FitError(code, f"{call.name}: {what} must be in {low}..{high}, not {value!r}")
-    check_shape(call.name, Shape.of(call, config), config, call.detector_base)
+    shape = Shape.of(call, config)
+    if plan is None:
+        return check_shape(call.name, shape, config, call.detector_base,
+                           **tiler.choices(call, config))
+    if plan.shape != shape:
+        raise ValueError(f"plan must be of the shape of {call.name}, {shape}, not {plan.shape}")
+    if shape.labelled and plan.tile_channels != call.tile_channels:
+        raise ValueError(f"tile_channels of the plan must be those of {call.name},"
+                         f" {call.tile_channels}, not {plan.tile_channels}")
+    check_shape(call.name, shape, config, call.detector_base, density=plan.density,
+                tile_channels=plan.tile_channels, dense_limit=plan.dense_limit)
+    return plan
 
 
 # Where things lie.
@@ -488,13 +373,13 @@ WRITES = {
 CHAIN = ("permutation", "scales", "codes")   # from the first pass to the second
 
 
-def _place(name, shape, config, base, rng):
+def _place(plan, base, rng):
     """Regions of a layer from word ``base`` on: {name: Region}.
 
     Where memory is short, the results lie where the first pass had its input.
     """
-    words = region_words(shape)
-    available = 1 << config.address_width
+    words = region_words(plan)
+    available = 1 << plan.config.address_width
 
     def place(overlay, rng):
         allocator = Allocator(base, 1 << 40, rng=rng)
@@ -523,9 +408,7 @@ def _place(name, shape, config, base, rng):
         regions, end = place(*way)
         if end <= available:
             return regions
-    raise FitError(descriptor.Error.WINDOW,
-                   f"{name}: words of memory must be at most {available} for {config.name}, not"
-                   f" {end}: {end - available} too many")
+    tiler.refuse(descriptor.Error.WINDOW, "words of memory", end, available, plan.config)
 
 
 def _window(regions, names):
@@ -536,29 +419,39 @@ def _window(regions, names):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One pass of the core.
+    """A chain of descriptors that one start executes: a requantization, or jobs of a convolution.
 
     Members
     -------
     kind : hw.descriptor.Kind
-    fields : descriptor fields by name
-    regions : {name: Region} that the pass reads or writes, and its descriptor
+    descriptors : tuple of descriptor fields by name, one for each
+    regions : {name: Region} that the pass reads or writes, and its descriptors
     load : list of (first word, (n, V/2) bytes): what memory must hold before
     registers : list of (register number, value) to write before the start
     limit : cycles after which the pass has gone wrong, with a memory that never stalls
     """
 
     kind: Kind
-    fields: dict
+    descriptors: tuple
     regions: dict
     load: list
     registers: list
     limit: int
 
     @property
+    def fields(self):
+        """Fields of the first descriptor; all have the same windows."""
+        return self.descriptors[0]
+
+    @property
     def descriptor(self):
-        """Word address of the descriptor."""
-        return self.regions[self.kind.name.lower()].address
+        """Word address of the first descriptor."""
+        return self.chain.address
+
+    @property
+    def chain(self):
+        """The region of the descriptors."""
+        return self.regions[self.kind.name.lower()]
 
     @property
     def window(self):
@@ -571,18 +464,24 @@ class Pass:
 class Lowered:
     """A layer call as the core sees it: its two passes share the quantized tensor in memory."""
 
-    shape: Shape
+    plan: tiler.Plan
     requantize: Pass
     convolve: Pass
 
+    @property
+    def shape(self):
+        return self.plan.shape
 
-def lower(call, config, *, base=0, top=False, rng=None):
+
+def lower(call, config, *, plan=None, base=0, top=False, rng=None):
     """Place a layer call in memory and describe it.
 
     Parameters
     ----------
     call : golden.layer.LayerCall
     config : hw.config.Config
+    plan : sim.tiler.Plan
+        By default that of `sim.tiler.plan_for`.
     base : int
         First word to use.
     top : bool
@@ -601,72 +500,85 @@ def lower(call, config, *, base=0, top=False, rng=None):
     TypeError, ValueError
         If operands are not integers, or out of range.
     """
-    check_fit(call, config)
-    shape = Shape.of(call, config)
-    regions = _place(call.name, shape, config, base, rng)
+    plan = check_fit(call, config, plan)
+    try:
+        regions = _place(plan, base, rng)
+    except FitError as error:
+        raise FitError(error.error, f"{call.name}: {error}") from None
     if top:
         distance = (1 << config.address_width) - max(region.limit for region in regions.values())
         regions = {name: region.moved(distance) for name, region in regions.items()}
-    return Lowered(shape=shape,
-                   requantize=_lower_requantize(call, shape, regions),
-                   convolve=_lower_convolve(call, shape, config, regions))
+    return Lowered(plan=plan, requantize=_lower_requantize(call, plan, regions),
+                   convolve=_lower_convolve(call, plan, regions))
 
 
-def _fields(call, shape, kind, regions):
-    """Descriptor fields that both passes have."""
+def _fields(shape, kind, regions):
+    """Descriptor fields that both kinds have."""
     read_base, read_limit = _window(regions, READS[kind])
     write_base, write_limit = _window(regions, WRITES[kind])
     return {
         "version": descriptor.VERSION, "kind": kind, "vector": shape.vector,
         "kernel": shape.kernel, "format": shape.format, "group": shape.group_size,
-        "height": shape.height, "width": shape.width, "channels": shape.channels[0],
-        "channels_second": shape.channels[1] if len(shape.channels) > 1 else 0,
-        "outputs": shape.outputs, "batch": 1, "stride": 1, "interval": call.interval,
+        "height": shape.height, "width": shape.width, "batch": 1, "stride": 1,
         "read_base": read_base, "read_limit": read_limit,
         "write_base": write_base, "write_limit": write_limit,
     }
 
 
-def _pass(kind, shape, regions, fields, operands, registers_, limit):
-    """A `Pass` whose memory holds its descriptor, ``operands`` and a filler where it writes."""
+def _pass(kind, shape, regions, descriptors, operands, registers_, limit):
+    """A `Pass` whose memory holds its descriptors, ``operands`` and a filler where it writes."""
     own = kind.name.lower()
     used = {name: regions[name] for name in (own, *READS[kind], *WRITES[kind]) if name in regions}
-    first = fields["write_base"]
-    load = [(first, filler(first, fields["write_limit"] - first, shape.vector))]
-    load.append((used[own].address, pack_words(descriptor.pack(**fields), shape.vector)))
+    chain = used[own]
+    step = chain.words // len(descriptors)
+    last = len(descriptors) - 1
+    descriptors = tuple(
+        fields | {"next": chain.address + (number + 1) * step if number < last else 0}
+        for number, fields in enumerate(descriptors))
+    first, limit_word = (descriptors[0][name] for name in ("write_base", "write_limit"))
+    load = [(first, filler(first, limit_word - first, shape.vector))]
+    load.append((chain.address, np.concatenate([
+        pack_words(descriptor.pack(**fields), shape.vector) for fields in descriptors])))
     for name, words in operands.items():
         if words.shape != (used[name].words, shape.vector // 2):
             raise ValueError(f"{name} must take {used[name].words} words, not {len(words)!r}")
         load.append((used[name].address, words))
-    return Pass(kind=kind, fields=fields, regions=used, load=load, limit=limit,
-                registers=[*registers_, (registers.number("descriptor"), used[own].address)])
+    return Pass(kind=kind, descriptors=descriptors, regions=used, load=load, limit=limit,
+                registers=[*registers_, (registers.number("descriptor"), chain.address)])
 
 
-def _lower_requantize(call, shape, regions):
-    operands = {}
+def _lower_requantize(call, plan, regions):
+    shape, operands = plan.shape, {}
     requantization = call.requantization
     for name, segment in zip(("source", "source_second"), requantization.segments, strict=False):
         operands[name] = pack_tensor(segment, shape.vector)
-    fields = _fields(call, shape, Kind.REQUANTIZE, regions)
+    fields = _fields(shape, Kind.REQUANTIZE, regions) | {
+        "relu": int(requantization.relu), "interval": call.interval,
+        "channels": shape.channels[0], "source": regions["source"].address,
+        "scales": regions["scales"].address, "permutation": regions["permutation"].address,
+        "destination": regions["codes"].address, "detector": call.detector_base,
+        "threshold": call.threshold, "tile_channels": plan.tile_channels,
+    }
     if shape.format != Format.IN16:
         operands["affine"] = pack_table(requantization.gain, requantization.offset, shape.vector)
         fields |= {"counts": regions["counts"].address, "table": regions["affine"].address,
                    "shift": requantization.shift}
     if len(shape.channels) > 1:
-        fields["source_second"] = regions["source_second"].address
-    fields |= {
-        "relu": int(requantization.relu), "source": regions["source"].address,
-        "scales": regions["scales"].address, "permutation": regions["permutation"].address,
-        "destination": regions["codes"].address, "detector": call.detector_base,
-        "threshold": call.threshold,
-    }
+        fields |= {"source_second": regions["source_second"].address,
+                   "channels_second": shape.channels[1]}
+    if shape.labelled:
+        fields["dense_limit"] = plan.dense_limit
+    if shape.labelled and call.balance is not None:
+        fields |= {"balance": 1, **{
+            f"cost_{name}": value for name, value in vars(call.balance).items()}}
     words = sum(map(len, operands.values())) + fields["write_limit"] - fields["write_base"]
-    return _pass(Kind.REQUANTIZE, shape, regions, fields, operands,
-                 [(registers.number("evaluation"), call.evaluation)], 5000 + 40 * words)
+    return _pass(Kind.REQUANTIZE, shape, regions, [fields], operands,
+                 [(registers.number("evaluation"), call.evaluation)],
+                 5000 + 40 * words + 200 * len(shape.tiles(plan.tile_channels)))
 
 
-def _lower_convolve(call, shape, config, regions):
-    convolution = call.convolution
+def _lower_convolve(call, plan, regions):
+    shape, config, convolution = plan.shape, plan.config, call.convolution
     operands = {
         "epilogue": pack_table(convolution.multiplier, convolution.bias, shape.vector),
         "weights": pack_weights(convolution.weight_codes, shape.format, shape.vector),
@@ -674,19 +586,52 @@ def _lower_convolve(call, shape, config, regions):
     }
     if shape.residual:
         operands["residual"] = pack_tensor(convolution.residual, shape.vector)
-    fields = _fields(call, shape, Kind.CONVOLVE, regions) | {
-        "residual": int(shape.residual), "source": regions["codes"].address,
-        "scales": regions["scales"].address, "permutation": regions["permutation"].address,
-        "table": regions["epilogue"].address, "weights": regions["weights"].address,
-        "weight_scales": regions["weight_scales"].address,
-        "destination": regions["destination"].address,
+    common = _fields(shape, Kind.CONVOLVE, regions) | {
+        "format": Format.MX8 if shape.mx else shape.format,
+        "weight_pitch": shape.output_words,
+        "scale_pitch": shape.groups * shape.output_slots * 2 // shape.vector,
         "shift": convolution.scale_shift, "align_shift": convolution.align_shift,
     }
     if shape.residual:
-        fields |= {"residual_source": regions["residual"].address,
-                   "residual_multiplier": convolution.residual_multiplier}
-    words = sum(region.words for region in regions.values())
-    steps = shape.pixels * shape.taps * shape.output_slots
-    products = steps * (shape.slots // shape.vector * 4 // config.dense_lanes
-                        + (shape.slots // config.sparse_lanes if shape.sparse else 0) + 2)
-    return _pass(Kind.CONVOLVE, shape, regions, fields, operands, [], 5000 + 40 * words + products)
+        common |= {"residual": 1, "residual_multiplier": convolution.residual_multiplier}
+    if shape.mx:
+        common["share"] = plan.share
+    else:
+        common["dense_limit"] = plan.dense_limit
+    descriptors = [common | _job(plan, regions, job) for job in plan.jobs]
+    # Every issue of either side as if there were no other, and every word far away.
+    issues = sum(shape.planes ** 2 * shape.taps * job.height * job.width * (
+        max(4, job.slots) * (_ceil(job.outputs, config.dense_lanes)
+                             + _ceil(job.outputs, config.sparse_lanes))) for job in plan.jobs)
+    words = sum(plan.chosen.reads.values()) + sum(region.words for region in regions.values())
+    return _pass(Kind.CONVOLVE, shape, regions, descriptors, operands, [],
+                 int(5000 + 40 * words + issues))
+
+
+def _job(plan, regions, job):
+    """Descriptor fields of a job that other jobs of the layer do not share."""
+    shape = plan.shape
+    word_bytes = shape.vector // 2
+    block = job.slot // BLOCK if shape.mx else 0
+    output = job.output // shape.vector
+    scale, scale_byte = divmod(block * shape.pixels, word_bytes)
+    before = shape.tiles(plan.tile_channels)[:job.tile]
+    fields = {
+        "channels": job.slots, "outputs": job.outputs,
+        "tile_y": job.y, "tile_x": job.x, "tile_height": job.height, "tile_width": job.width,
+        "accumulate": int(job.accumulate), "keep_sums": int(job.keep_sums),
+        "keep_weights": int(job.keep_weights),
+        "source": regions["codes"].address + sum(tile_words(shape, tile) for tile in before),
+        "scales": regions["scales"].address + scale, "scale_byte": scale_byte,
+        "permutation": regions["permutation"].address
+        + job.tile * block_words(plan.tile_channels, shape.vector),
+        "table": regions["epilogue"].address + 16 * output,
+        "weights": regions["weights"].address
+        + job.slot * shape.taps * shape.planes * shape.output_words + output,
+        "weight_scales": regions["weight_scales"].address
+        + 2 * (block * shape.output_words + output),
+        "destination": regions["destination"].address + 4 * shape.pixels * output,
+    }
+    if shape.residual:
+        fields["residual_source"] = regions["residual"].address + 4 * shape.pixels * output
+    return fields

@@ -1,5 +1,6 @@
 """Layer calls made up at random, to compare the RTL with golden where no network leads it."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from golden import detector, layer
 from golden.convolution import accumulate
 from golden.requantizer import requantize, spread
-from hw.descriptor import Error, Format
-from sim import lowering
+from hw.descriptor import Format
+from sim import lowering, tiler
+from sim.shape import BLOCK, FitError, Shape
 
 __all__ = ["random_call", "random_calls", "edge_calls"]
 
@@ -42,9 +44,9 @@ def _normal(rng, bits, shape, limit):
 
 
 def _shape(rng, config, chosen):
-    """A `sim.lowering.Shape`; ``chosen`` are fields that are given."""
+    """A `Shape`; ``chosen`` are fields that are given."""
     format = chosen.get("format", _pick(rng, *Format, Format.A4U, Format.A4U))
-    widest = config.vector if format == Format.IN16 else config.max_channels
+    widest = config.max_channels // (2 if format == Format.IN16 else 1)
     channels = (_size(rng, widest),)
     if format != Format.IN16 and channels[0] < widest and rng.random() < 0.4:
         channels = (channels[0], _size(rng, widest - channels[0]))
@@ -53,8 +55,7 @@ def _shape(rng, config, chosen):
         "width": _size(rng, 40), "channels": channels, "outputs": _size(rng, config.max_outputs),
         "residual": bool(rng.integers(2)),
     } | chosen
-    return lowering.Shape(vector=config.vector, **fields, sparse=config.sparse_pes > 0
-                          and format in (Format.A4U, Format.A4S))
+    return Shape(vector=config.vector, **fields)
 
 
 def _products(shape):
@@ -82,14 +83,14 @@ def random_call(rng, config, *, name="random", evaluation=0, budget=BUDGET, **ch
 
     Raises
     ------
-    sim.lowering.FitError
+    sim.shape.FitError
         If no layer with what is chosen seems to fit.
     """
     for attempt in itertools.count():
         shape = _shape(rng, config, chosen)
         try:
             lowering.check_shape(name, shape, config)
-        except lowering.FitError:
+        except FitError:
             if attempt == 1000:
                 raise
             continue
@@ -103,14 +104,36 @@ def _call(rng, config, shape, name, evaluation):
     codes = requantize(requantization.segments, requantization.gain, requantization.offset,
                        requantization.shift, requantization.relu, requantization.format,
                        shape.vector)
-    labelled = shape.format in (Format.A4U, Format.A4S)
-    threshold, counts = _labels(rng, shape) if labelled else (detector.NEVER, None)
-    entries = config.detector_depth - (shape.slots if labelled else 0)
-    return layer.LayerCall(
+    threshold, counts = _labels(rng, shape) if shape.labelled else (detector.NEVER, None)
+    entries = config.detector_depth - (shape.slots if shape.labelled else 0)
+    call = layer.LayerCall(
         name=name, evaluation=evaluation, requantization=requantization,
         convolution=_convolution(rng, shape, codes), threshold=threshold,
         detector_base=_pick(rng, 0, entries, int(rng.integers(entries + 1))),
-        interval=_pick(rng, 1, 1, 2, 3)), counts
+        interval=_pick(rng, 1, 1, 2, 3))
+    return _tiled(rng, config, shape, call), counts
+
+
+def _tiled(rng, config, shape, call):
+    """``call`` with channel tiles of a size, a limit of the dense side, and costs or none."""
+    call = tiler.adjusted(call, config)
+    if not shape.labelled:
+        return call
+    balance = _pick(rng, None, call.balance, call.balance, detector.Costs(
+        *(int(rng.integers(_pick(rng, 2, 40, 1000))) for _ in range(4))))
+    call = dataclasses.replace(call, balance=balance)
+    if rng.random() < 0.5:
+        return call
+    other = dataclasses.replace(
+        call, tile_channels=int(rng.integers(1, config.tile_channels // BLOCK + 1)) * BLOCK)
+    if config.sparse_pes:
+        other = dataclasses.replace(other, dense_limit=int(rng.integers(
+            other.tile_channels // config.vector + 2)))
+    try:
+        lowering.check_fit(other, config)
+    except FitError:
+        return call
+    return other
 
 
 def _requantization(rng, shape):
@@ -148,9 +171,10 @@ def _requantization(rng, shape):
 def _table(rng, values, shape):
     """``values`` of all channels by slot; in slots without a channel lies something else."""
     counts = list(shape.channels)
-    there = spread(torch.ones(len(values), dtype=torch.int64), counts, shape.vector)
+    there = spread(torch.ones(len(values), dtype=torch.int64), counts, shape.vector, mx=shape.mx)
     noise = _tensor(rng.integers(-32768, 32768, len(there)))
-    return torch.where(there == 1, spread(_tensor(values), counts, shape.vector), noise)
+    return torch.where(
+        there == 1, spread(_tensor(values), counts, shape.vector, mx=shape.mx), noise)
 
 
 def _labels(rng, shape):
@@ -176,11 +200,12 @@ def _convolution(rng, shape, codes):
     low, high = _pick(rng, (0, 16), (4, 9)) if shape.mx else _pick(rng, (0, 0x7F), (0x28, 0x50))
     scales = rng.integers(low, high, (outputs, shape.taps, shape.groups))
     if shape.format == Format.IN16:    # both halves of a value have the same weight
-        weights[:, shape.vector:] = weights[:, :shape.vector]
-        scales[:, :, 1] = scales[:, :, 0]
+        half = shape.slots // 2
+        weights[:, half:] = weights[:, :half]
+        scales[:, :, half // BLOCK:] = scales[:, :, :half // BLOCK]
     weights, scales = _tensor(weights), _tensor(scales)
 
-    acc = np.asarray(accumulate(codes, weights, scales, shape.vector))
+    acc = np.asarray(accumulate(codes, weights, scales))
     align = int(np.clip(_bits(acc) - 31 + rng.integers(-2, 6), 0, 31))
     factor_bits = int(rng.integers(1, 16))
     multiplier = _normal(rng, factor_bits, outputs, 32767)
@@ -210,39 +235,37 @@ def random_calls(rng, config, count, *, budget=BUDGET):
                                    evaluation=int(rng.integers(8)), format=format)
         yield call, counts
         number += 1
-        shape = lowering.Shape.of(call, config)
+        shape = Shape.of(call, config)
         for _ in range(int(rng.integers(5)) if counts is not None else 0):
             if number == count:
                 return
-            call = layer.LayerCall(
-                name=call.name, evaluation=call.evaluation + 1,
-                requantization=_requantization(rng, shape), convolution=call.convolution,
-                detector_base=call.detector_base, threshold=call.threshold, interval=call.interval)
+            call = dataclasses.replace(call, evaluation=call.evaluation + 1,
+                                       requantization=_requantization(rng, shape))
             yield call, None
             number += 1
 
 
 def _fullest(config, what):
-    """The shape that leaves least of one buffer unused, and of these the one of least work."""
+    """The shape whose jobs leave least of one buffer unused, and of these the one of least work."""
     best, best_rank = None, None
-    planes = [(1 << a, 1 << b) for a in range(1, 7) for b in range(a, 7)]
-    step = config.vector
+    planes = [(1 << a, 1 << b) for a in range(1, 6) for b in range(a, 7)]
     for format, kernel, channels, outputs, (height, width) in itertools.product(
-            (Format.A4U, Format.MX8), (1, 3), range(step, config.max_channels + 1, step),
-            range(step, config.max_outputs + 1, step), planes):
-        shape = lowering.Shape(
+            (Format.A4U, Format.MX8), (1, 3), (32, 64, 96), (16, 32, 64, 96), planes):
+        shape = Shape(
             format=format, kernel=kernel, height=height, width=width, channels=(channels,),
-            outputs=outputs, vector=config.vector, residual=False,
-            sparse=config.sparse_pes > 0 and format == Format.A4U)
-        needs = {name: need for _, name, need, _ in lowering.demands(shape, config, 0)}
-        rank = needs.get(what, 0), -_products(shape)
-        if best is not None and rank <= best_rank:
+            outputs=outputs, vector=config.vector, residual=False)
+        if _products(shape) > 4 * BUDGET:
             continue
         try:
-            lowering.check_shape(what, shape, config)
-        except lowering.FitError:
+            plan = lowering.check_shape(what, shape, config)
+        except FitError:
             continue
-        best, best_rank = shape, rank
+        need = max((need for job in plan.jobs[:4] for _, name, need, _ in
+                    tiler.job_demands(shape, config, job, plan.dense_limit) if what in name),
+                   default=0)
+        rank = need, -_products(shape)
+        if best is None or rank > best_rank:
+            best, best_rank = shape, rank
     return best
 
 
@@ -253,18 +276,23 @@ def edge_calls(rng, config):
             yield random_call(
                 rng, config, name=f"{format.name} {kernel}x{kernel} {height}x{width}",
                 format=format, kernel=kernel, height=height, width=width, channels=(1,), outputs=1)
-    most, vector = config.max_channels, config.vector
+    tile, vector = config.tile_channels, config.vector
     for format in (Format.A4U, Format.A4S, Format.MX8):
-        for channels in ((most,), (most - vector, vector), (1, 1), (vector + 1,), (1, vector - 1)):
+        for channels in ((tile,), (tile + 1,), (tile - vector, 2 * vector), (1, 1), (vector + 1,),
+                         (1, vector - 1)):
             yield random_call(rng, config, name=f"{format.name} channels {channels}",
                               format=format, channels=channels, height=3, width=4,
                               outputs=_pick(rng, vector - 1, vector, vector + 1))
-        yield random_call(rng, config, name=f"{format.name} outputs {config.max_outputs}",
-                          format=format, outputs=config.max_outputs, channels=(vector,), height=2,
-                          width=3)
-    yield random_call(rng, config, name=f"IN16 channels {vector}", format=Format.IN16,
-                      channels=(vector,), height=4, width=4)
-    demands = lowering.demands(_shape(rng, config, {"format": Format.A4U}), config, 0)
-    for error, name, _, _ in demands:
-        if error not in (Error.SHAPE, Error.DETECTOR):
-            yield _call(rng, config, _fullest(config, name), f"most {name}", int(rng.integers(4)))
+        for outputs in (config.tile_outputs, config.tile_outputs + 1):
+            yield random_call(rng, config, name=f"{format.name} outputs {outputs}",
+                              format=format, outputs=outputs, channels=(vector,), height=2,
+                              width=3)
+    for channels in (vector, BLOCK, BLOCK + 1):
+        yield random_call(rng, config, name=f"IN16 channels {channels}", format=Format.IN16,
+                          channels=(channels,), height=4, width=4)
+    for what in ("records", "entries", "words of codes", "dense weights", "sparse weights",
+                 "partial sums"):
+        side = {"entries": config.sparse_pes, "sparse weights": config.sparse_pes,
+                "words of codes": config.dense_pes, "dense weights": config.dense_pes}
+        if side.get(what, 1):
+            yield _call(rng, config, _fullest(config, what), f"most {what}", int(rng.integers(4)))

@@ -21,7 +21,7 @@ from hw.config import ConfigError
 from hw.descriptor import Error, Format
 from sim.shape import BLOCK, FitError, Shape
 
-__all__ = ["Job", "Plan", "plan", "plan_for", "adjusted", "job_demands"]
+__all__ = ["Job", "Plan", "plan", "plan_for", "choices", "adjusted", "job_demands", "refuse"]
 
 SETUP = 40       # cycles of a run besides its products: from its start to the first, and at its end
 LATENCY = 30     # cycles of a load besides its words
@@ -467,13 +467,18 @@ class Estimate:
         return compute, reads, max(compute, sum(reads.values()) - apart) + apart
 
 
+def choices(call, config):
+    """Keywords of `plan` that a layer call has decided: channel tiles, limit of the dense side."""
+    if Shape.of(call, config).mx:
+        return {}
+    words = call.tile_channels // config.vector
+    return {"tile_channels": call.tile_channels,
+            "dense_limit": min(call.dense_limit, words) if config.sparse_pes else words}
+
+
 def plan_for(call, config, density=None):
     """Plan of a layer call, with the channel tiles and the limit of the dense side that it has."""
-    shape = Shape.of(call, config)
-    if shape.mx:
-        return plan(shape, config, density)
-    return plan(shape, config, density, tile_channels=call.tile_channels,
-                dense_limit=min(call.dense_limit, call.tile_channels // config.vector))
+    return plan(Shape.of(call, config), config, density, **choices(call, config))
 
 
 def adjusted(call, config, density=None, *, balanced=True):
@@ -524,6 +529,7 @@ def plan(shape, config, density=None, tile_channels=None, dense_limit=None):
             refuse(error, what, need, have, config)
     candidates, refusals = [], []
     for narrow in (False, True):
+        refusals.clear()
         for chosen in _choices(shape, config, tile_channels, dense_limit, narrow):
             try:
                 candidates.append(_candidate(shape, config, density, *chosen))
@@ -531,9 +537,8 @@ def plan(shape, config, density=None, tile_channels=None, dense_limit=None):
                 refusals.append(error)
         if candidates:
             break
-        refusals.reverse()   # the last ones, of the narrow tiles, begin with the smallest
     if not candidates:
-        raise refusals[-1]
+        raise refusals[0]   # of the smallest tiles
     best = min(candidates, key=lambda candidate: (candidate.cycles, candidate.jobs))
     return Plan(shape=shape, config=config, density=density, chosen=best,
                 candidates=tuple(dict.fromkeys(candidates)), costs=_costs(best.outputs, config))

@@ -10,17 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from golden import detector, layer
+from golden import layer, requantizer
 from hw import descriptor, registers
 from hw.config import SMALL, SMALL_DENSE, TINY
 from hw.descriptor import Error, Format, Kind
-from sim import lowering, random_layers
+from sim import lowering, random_layers, tiler
 from sim.compare import Comparison, compare_convolve, compare_requantize
 from tests import test_sequencer
 from tests.interpreter import Interpreter
 from tests.strategies import few, many
 
-WIDE = dataclasses.replace(TINY, name="wide", vector=32, dense_lanes=8)
+WIDE = dataclasses.replace(TINY, name="wide", vector=32, dense_lanes=8, dense_scale_units=8,
+                           sparse_lanes=32, sparse_scale_units=8, sparse_pes=2)
 CONFIGS = (TINY, SMALL, SMALL_DENSE, WIDE)
 NAMES = [config.name for config in CONFIGS]
 
@@ -90,15 +91,16 @@ def test_planes_there_and_back(rng, groups, height, width, vector):
 
 
 @few
-@given(generators, st.integers(1, 70), vectors)
-def test_permutation_there_and_back(rng, slots, vector):
-    sparse = rng.random(slots) < rng.random()
-    lists = np.flatnonzero(~sparse), np.flatnonzero(sparse)
-    words = lowering.pack_permutation(*lists, vector)
-    dense, count, positions = lowering.unpack_permutation(words, vector)
-    assert (dense, count) == (len(lists[0]), len(lists[1]))
-    expected = detector.positions(*map(torch.tensor, lists), vector)
-    assert (positions == np.asarray(expected)).all()
+@given(generators, st.integers(1, 70), vectors, st.integers(0, 256))
+def test_list_there_and_back(rng, count, vector, cut):
+    slots = rng.permutation(count)
+    low, high = sorted(rng.integers(0, count + 1, 2))
+    words = lowering.pack_list(slots, low, high, cut, vector)
+    assert len(words) == 1 + -(-count // vector) * 4
+    sizes, positions = lowering.unpack_list(words, vector)
+    assert sizes == {"size": count, "low": low, "high": high, "cut": cut}
+    assert (positions[:count] == slots).all()
+    assert (positions[count:] == lowering.NO_CHANNEL).all()
 
 
 def test_halves_of_a_word_are_little_endian():
@@ -110,9 +112,11 @@ def test_halves_of_a_word_are_little_endian():
         [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]]
     assert lowering.pack_codes(codes - 16, Format.MX8, 16).tolist() == [
         [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE], [0xFF] * 8]
-    assert lowering.pack_permutation([5], [1, 2], 16)[:6].tolist() == [
-        [1, 0, 2, 0, 0, 0, 0, 0], [5, 0, *[255] * 6], [255] * 8, [255] * 8, [255] * 8,
-        [1, 0, 2, 0, 255, 255, 255, 255]]
+    assert lowering.pack_codes(np.arange(64).reshape(32, 1, 2) & 7, Format.A4U, 16).tolist() == [
+        [0x20, 0x64, 0x20, 0x64, 0x20, 0x64, 0x20, 0x64]] * 2 + [
+        [0x31, 0x75, 0x31, 0x75, 0x31, 0x75, 0x31, 0x75]] * 2
+    assert lowering.pack_list([5, 1, 2], 1, 300, 256, 16).tolist() == [
+        [3, 0, 1, 0, 44, 1, 0, 1], [5, 0, 1, 0, 2, 0, 255, 255], [255] * 8, [255] * 8, [255] * 8]
     assert lowering.pack_table([-2], [3], 16)[0].tolist() == [3, 0, 0, 0, 254, 255, 0, 0]
     assert lowering.pack_words([0x04030201, 5], 16).tolist() == [[1, 2, 3, 4, 5, 0, 0, 0]]
 
@@ -150,10 +154,12 @@ def test_regions_are_apart_and_inside_their_windows(rng, config, loose, top):
             assert before.limit <= after.address
         assert 0 <= regions[0].address
         assert regions[-1].limit <= 1 << config.address_width
-        fields = pass_.fields
+        own, fields = pass_.kind.name.lower(), pass_.fields
         assert fields["read_limit"] <= fields["write_base"] or (
             fields["write_limit"] <= fields["read_base"])
-        own = pass_.kind.name.lower()
+        windows = ("read_base", "read_limit", "write_base", "write_limit")
+        for other in pass_.descriptors:
+            assert all(other[name] == fields[name] for name in windows)
         for side, names in (("read", lowering.READS), ("write", lowering.WRITES)):
             inside = [pass_.regions[name] for name in names[pass_.kind] if name in pass_.regions]
             assert fields[f"{side}_base"] == min(region.address for region in inside)
@@ -167,37 +173,49 @@ def test_regions_are_apart_and_inside_their_windows(rng, config, loose, top):
             for region in pass_.regions.values())
 
 
-@pytest.mark.parametrize("vector", [16, 32])
-def test_code_words_are_the_worst_case(vector):
-    """No split of n channels into two lists needs more words than a region has, and one does."""
-    for count in range(1, 3 * vector):
-        shape = lowering.Shape(
-            format=Format.A4U, kernel=1, height=1, width=1, channels=(count,), outputs=1,
-            vector=vector, sparse=True, residual=False)
-        needed = max(-(-dense // vector) + -(-(count - dense) // vector)
-                     for dense in range(count + 1))
-        assert shape.code_words == needed
+@many
+@given(st.sampled_from(Format), st.lists(st.integers(1, 300), min_size=1, max_size=2), vectors,
+       st.sampled_from([32, 64, 96]))
+def test_tiles_take_every_channel(format, channels, vector, tile_channels):
+    """Tiles follow each other, and their positions are the channels, or all slots of MX8."""
+    if format == Format.IN16:
+        channels = channels[:1]
+    shape = lowering.Shape(format=format, kernel=1, height=1, width=1, channels=tuple(channels),
+                           outputs=1, vector=vector, residual=False)
+    tiles = shape.tiles(32 if shape.mx else tile_channels)
+    first = 0
+    for slot, slots, positions in tiles:
+        assert slot == first
+        there = sum(shape.channel(number) is not None for number in range(slot, slot + slots))
+        assert positions == (slots if shape.mx else there) > 0
+        first += slots
+    assert first == shape.slots
+    assert shape.slots % (32 if shape.mx else vector) == 0
+    if format != Format.IN16:
+        _, slots = requantizer.slots(channels, vector, mx=shape.mx)
+        assert slots == shape.slots
 
 
 def execute(machine, call, counts, lowered):
     """Run both passes on ``machine``, compare with golden, and check what was touched."""
     config, shape = machine.config, lowered.shape
-    entries = slice(call.detector_base, call.detector_base + shape.slots)
-    if counts is None:
-        counts = torch.tensor(machine.counts[entries])
-    machine.counts[entries] = counts
-    labels = counts if shape.sparse else torch.zeros(shape.slots, dtype=torch.bool)
-    result = layer.run(call, labels, config.vector)
-    lists = detector.permutation(result.labels, result.codes.valid, config.vector,
-                                 natural=shape.mx)
+    if shape.labelled:
+        entries = slice(call.detector_base, call.detector_base + shape.slots)
+        if counts is None:
+            counts = torch.tensor(machine.counts[entries])
+        machine.counts[entries] = counts
+    result = layer.run(call, counts, config.vector, config.dense_pes > 0, config.sparse_pes > 0)
     comparison = Comparison(call.name, call.evaluation)
     for pass_ in (lowered.requantize, lowered.convolve):
         for first, words in pass_.load:
             machine.load(first, words)
         machine.clear()
         evaluation = dict(pass_.registers).get(registers.number("evaluation"))
-        saturations = machine.run(pass_.descriptor, evaluation)
-        machine.read[pass_.descriptor:pass_.descriptor + 128 // machine.width] = False
+        saturations, chain = machine.run(pass_.descriptor, evaluation)
+        assert [{name: value for name, value in fields.items() if value} for fields in chain] == [
+            {name: value for name, value in fields.items() if value}
+            for fields in pass_.descriptors]
+        machine.read[pass_.chain.address:pass_.chain.limit] = False
         touched = np.flatnonzero(machine.read)
         assert pass_.fields["read_base"] == touched[0]
         assert pass_.fields["read_limit"] > touched[-1]
@@ -207,14 +225,14 @@ def execute(machine, call, counts, lowered):
         assert pass_.fields["write_base"] == touched[0]
         assert pass_.fields["write_limit"] > touched[-1]
         answer = {"hung": False, "status": 2, "violations": [], "saturations": saturations,
-                  "dense_work": 1, "sparse_work": 2}
+                  "jobs": len(chain)}
         words = machine.dump(pass_.window.address, pass_.window.words)
         if pass_.kind == Kind.REQUANTIZE:
-            compare_requantize(comparison, lowered, result, lists, answer, words)
+            compare_requantize(comparison, lowered, result, answer, words)
         else:
-            compare_convolve(comparison, lowered, result, (1, 2), None, answer, words)
+            compare_convolve(comparison, lowered, result, {}, answer, words)
     assert not comparison.mismatches, str(comparison.mismatches[0])
-    return comparison
+    return comparison, result
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
@@ -228,7 +246,7 @@ def test_lowered_layers_mean_the_same(config):
     for call, counts in calls:
         lowered = lowering.lower(call, config)
         formats.add(lowered.shape.format)
-        comparison = execute(machine, call, counts, lowered)
+        comparison, _ = execute(machine, call, counts, lowered)
         assert comparison.compared["output"] == call.convolution.multiplier.numel() * np.prod(
             call.requantization.segments[0].shape[1:])
     assert formats == set(Format)
@@ -241,24 +259,23 @@ def machine_after_a_layer():
     call, _ = random_layers.random_call(
         rng, TINY, name="example", evaluation=4, format=Format.A4U, kernel=3, height=4, width=5,
         channels=(20, 9), outputs=18, residual=True)
-    call = dataclasses.replace(call, threshold=30000, interval=1)
+    call = dataclasses.replace(call, threshold=30000, interval=1, balance=None, tile_channels=32,
+                               dense_limit=2)
     counts = torch.tensor(np.tile([0, 20], 24))
     lowered = lowering.lower(call, TINY)
     machine = Interpreter(TINY)
-    execute(machine, call, counts, lowered)
-    result = layer.run(call, counts, 16)
-    lists = detector.permutation(result.labels, result.codes.valid, 16)
+    _, result = execute(machine, call, counts, lowered)
     images = [machine.dump(pass_.window.address, pass_.window.words)
               for pass_ in (lowered.requantize, lowered.convolve)]
-    return lowered, result, lists, images
+    return lowered, result, images
 
 
 def differences(example, name, address, byte, value):
     """Mismatch texts after a byte of region ``name`` was changed."""
-    lowered, result, lists, images = example
+    lowered, result, images = example
     comparison = Comparison("example", 4)
     answer = {"hung": False, "status": 2, "violations": [],
-              "saturations": int(result.saturations), "dense_work": 1, "sparse_work": 2}
+              "saturations": int(result.saturations), "jobs": len(lowered.convolve.descriptors)}
     images = [image.copy() for image in images]
     for pass_, image in zip((lowered.requantize, lowered.convolve), images, strict=True):
         window = pass_.window
@@ -266,8 +283,8 @@ def differences(example, name, address, byte, value):
             name in pass_.regions) else -1
         if 0 <= place < window.words:
             image[place, byte] ^= value
-    compare_requantize(comparison, lowered, result, lists, answer, images[0])
-    compare_convolve(comparison, lowered, result, (1, 2), None, answer, images[1])
+    compare_requantize(comparison, lowered, result, answer, images[0])
+    compare_convolve(comparison, lowered, result, {}, answer, images[1])
     return [str(mismatch) for mismatch in comparison.mismatches]
 
 
@@ -276,15 +293,19 @@ def differences(example, name, address, byte, value):
      "channel 9, pixel (y 1, x 2): output must be "),
     ("destination", (20 + 3) * 4, 4, 1,
      "channel 18, pixel (y 0, x 3): output padding must be 0, not 1 (1 of 280 differ)"),
-    # dense list: slots 0, 2, ... 18, 32, 34, ...; the word after it has the sparse one: 1, 3, ...
-    ("codes", 7, 0, 0x10, "channel 2, pixel (y 1, x 2): code must be "),
-    ("codes", 20 + 7, 1, 1, "channel 5, pixel (y 1, x 2): code must be "),
-    ("codes", 20 + 7, 7, 0x10, "position 31 (padding), pixel (y 1, x 2): code must be 0, not 1"),
+    # of tile 0: dense slots 0, 2, ... 18, then sparse ones 1, 3, ... 19; of tile 1: 32, ... 40
+    ("codes", 2 * 7, 0, 0x10, "channel 2, pixel (y 1, x 2): code must be "),
+    ("codes", 2 * 7, 7, 1, "channel 9, pixel (y 1, x 2): code must be "),
+    ("codes", 40 + 7, 4, 0x10, "tile 1, position 9 (padding), pixel (y 1, x 2): code must be 0"),
     ("scales", 1, 2, 1, "pixel (y 2, x 0): scale must be "),
     ("counts", 8, 2, 1, "channel 21: zero count must be "),
     ("counts", 5, 2, 1, "slot 21 (padding): zero count must be 20, not 21"),
-    ("permutation", 0, 0, 1, "dense channels must be 15, not 14"),
-    ("permutation", 1, 2, 1, "position 1 of the permutation: label must be 2, not 3"),
+    ("permutation", 0, 0, 1, "tile 0: list size must be 20, not 21"),
+    ("permutation", 0, 3, 1, "tile 0: list low must be 10, not 266"),
+    ("permutation", 9, 4, 1, "tile 1: list high must be 5, not 4"),
+    ("permutation", 9, 6, 1, "tile 1: list cut must be 0, not 1"),
+    ("permutation", 10, 2, 1, "tile 1, position 1 of the list: label must be 2, not 3"),
+    ("permutation", 14, 2, 1, "word 362, byte 2: untouched byte must be 15, not 14"),
 ])
 def test_a_difference_is_named(machine_after_a_layer, name, address, byte, value, text):
     found = differences(machine_after_a_layer, name, address, byte, value)
@@ -310,9 +331,9 @@ def stretched(call, channels=None, outputs=None, height=None, width=None):
     _, h, w = requantization.segments[0].shape
     segment = torch.zeros(channels or len(requantization.segments[0]), height or h, width or w,
                           dtype=torch.int64)
-    slots = -(-len(segment) // 16) * 16
+    _, slots = requantizer.slots([len(segment)], 16, mx=requantization.format == Format.MX8)
     taps = convolution.kernel ** 2
-    groups = -(-slots // 32) if requantization.format == Format.MX8 else 1
+    groups = slots // 32 if requantization.format == Format.MX8 else 1
     count = outputs or len(convolution.weight_codes)
     weights = torch.zeros(count, slots, convolution.kernel, convolution.kernel, dtype=torch.int64)
     zeros = torch.zeros(slots, dtype=torch.int64)
@@ -329,17 +350,12 @@ def stretched(call, channels=None, outputs=None, height=None, width=None):
 @pytest.mark.parametrize(("error", "text", "change"), [
     (Error.SHAPE, "pixels must be at most 65535 for tiny, not 65536: 1 too many",
      {"height": 256, "width": 256}),
-    (Error.CHANNELS, "input channel slots must be at most 64 for tiny, not 80: 16 too many",
-     {"channels": 65}),
-    (Error.CHANNELS, "output channels must be at most 64 for tiny, not 65: 1 too many",
-     {"outputs": 65}),
-    (Error.ACTIVATIONS,
-     "words of activation codes must be at most 1024 for tiny, not 1056: 32 too many",
-     {"height": 33, "width": 32}),
-    (Error.WEIGHTS, "words of dense weights must be at most 512 for tiny, not 576: 64 too many",
-     {"channels": 64, "outputs": 64}),
-    (Error.WINDOW, "words of memory must be at most 8192 for tiny, not 10",
-     {"height": 32, "width": 32, "outputs": 32}),
+    (Error.CHANNELS, "input channel slots must be at most 128 for tiny, not 144: 16 too many",
+     {"channels": 129}),
+    (Error.CHANNELS, "output channels must be at most 128 for tiny, not 129: 1 too many",
+     {"outputs": 129}),
+    (Error.WINDOW, "words of memory must be at most 65536 for tiny, not ",
+     {"height": 100, "width": 100, "outputs": 64}),
 ])
 def test_a_layer_that_does_not_fit(error, text, change):
     with pytest.raises(lowering.FitError, match=f"^conv: {re.escape(text)}") as caught:
@@ -347,24 +363,49 @@ def test_a_layer_that_does_not_fit(error, text, change):
     assert caught.value.error == error
 
 
-def test_scales_that_do_not_fit():
-    config = dataclasses.replace(TINY, scale_depth=15)
-    with pytest.raises(lowering.FitError, match="^conv: activation scales must be at most 15 "
-                                                "for tiny, not 16: 1 too many$"):
-        lowering.check_fit(example(TINY), config)
-    config = dataclasses.replace(TINY, weight_scale_depth=71)
-    with pytest.raises(lowering.FitError, match="^conv: words of dense weight scales must be at "
-                                                "most 71 for tiny, not 72: 1 too many$"):
-        lowering.check_fit(example(TINY), config)
+@pytest.mark.parametrize(("error", "text", "change"), [
+    (Error.ACTIVATIONS, "records of 3 rows must be at most 4 for tiny, not 6: 2 too many",
+     {"record_depth": 8}),
+    (Error.ACTIVATIONS, "entries of 3 rows must be at most 64 for tiny, not 96: 32 too many",
+     {"entry_depth": 128}),
+    (Error.WEIGHTS, "words of dense weights must be at most 64 for tiny, not 144: 80 too many",
+     {"weight_depth": 64, "sparse_pes": 0}),
+    (Error.WEIGHTS, "words of sparse weights must be at most 256 for tiny, not 576: 320 too many",
+     {"sparse_weight_depth": 256}),
+    (Error.SCALES,
+     "words of dense weight scales must be at most 32 for tiny, not 36: 4 too many",
+     {"weight_scale_depth": 32}),
+    (Error.TILES, "tiles of 16 outputs must divide the 3 sparse PEs of tiny or be a multiple of"
+                  " them, not 2", {"sparse_pes": 3}),
+])
+def test_no_tile_is_small_enough(error, text, change):
+    """The rule is that which the smallest tile breaks: 32 slots, 32 outputs, a column."""
+    config = dataclasses.replace(TINY, **change)
+    outputs = {Error.TILES: 32, Error.WEIGHTS: 32}.get(error, 16)
+    with pytest.raises(lowering.FitError, match=f"^conv: {re.escape(text)}$") as caught:
+        lowering.check_fit(stretched(example(TINY), channels=32, outputs=outputs), config)
+    assert caught.value.error == error
 
 
-def test_weights_that_only_fit_the_dense_side():
-    config = dataclasses.replace(TINY, sparse_weight_depth=143)
-    with pytest.raises(lowering.FitError, match="^conv: words of sparse weights must be at most "
-                                                "143 for tiny, not 144: 1 too many$"):
-        lowering.check_fit(example(TINY), config)
-    lowering.check_fit(example(TINY, format=Format.MX8), config)
-    lowering.check_fit(example(TINY), dataclasses.replace(config, sparse_pes=0))
+def test_weights_that_only_fit_the_sparse_side():
+    """Where even one word's weights are too many for the dense side, it takes none."""
+    config = dataclasses.replace(TINY, weight_depth=32)
+    assert lowering.check_fit(example(config, outputs=32), config).dense_limit == 0
+    with pytest.raises(lowering.FitError, match="^conv: words of dense weights must be at most 32 "
+                                                "for tiny, not 72: 40 too many$"):
+        lowering.check_fit(example(TINY, outputs=32), config)
+
+
+def test_a_plan_must_be_of_the_call():
+    call = example(TINY)
+    other = lowering.check_fit(example(TINY, outputs=17), TINY)
+    with pytest.raises(ValueError, match="^plan must be of the shape of conv, "):
+        lowering.lower(call, TINY, plan=other)
+    call = dataclasses.replace(example(TINY, channels=(50,)), tile_channels=64)
+    with pytest.raises(ValueError, match="^tile_channels of the plan must be those of conv, 64, "
+                                         "not 32$"):
+        lowering.lower(call, TINY, plan=tiler.plan(
+            lowering.Shape.of(call, TINY), TINY, tile_channels=32))
 
 
 def test_a_detector_that_is_too_small():
@@ -375,50 +416,40 @@ def test_a_detector_that_is_too_small():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
-def test_the_core_refuses_the_same_layers(config):
-    """For sizes around every limit, `check_shape` and the sequencer give the same error."""
+def test_the_core_takes_every_job(config):
+    """The sequencer accepts every job of random layers, and those of layers around every limit."""
     rng = np.random.default_rng(9)
 
     def around(limit):
         near = [1, limit // 2, limit - 1, limit, limit + 1, rng.integers(limit) + 1]
         return int(rng.choice(near))
 
-    def refusal(shape, detector_base):
-        try:
-            lowering.check_shape("layer", shape, config, detector_base)
-        except lowering.FitError as error:
-            return error.error
-        return None
+    def shape():
+        sides = sorted(2 ** rng.integers(0, 7, 2))
+        format = Format(rng.integers(4))
+        return lowering.Shape(
+            format=format, kernel=int(rng.choice([1, 3])), residual=False, height=int(sides[0]),
+            width=int(sides[1] + rng.integers(-1, 2)) or 1, outputs=around(config.tile_outputs),
+            channels=(around(config.tile_channels),), vector=config.vector)
 
     async def body(bench):
-        errors = set()
-        for _ in range(400):
-            format = Format(rng.integers(4))
-            sides = sorted(2 ** rng.integers(0, 7, 2))
-            channels = around(config.vector if format == Format.IN16 else config.max_channels)
-            second = around(config.vector) if format != Format.IN16 and rng.random() < 0.3 else 0
-            shape = lowering.Shape(
-                format=format, kernel=int(rng.choice([1, 3])), residual=False,
-                height=int(sides[0]), width=int(sides[1] + rng.integers(-1, 2)) or 1,
-                channels=(channels, second)[:1 + (second > 0)], outputs=around(config.max_outputs),
-                vector=config.vector,
-                sparse=config.sparse_pes > 0 and format in (Format.A4U, Format.A4S))
-            detector_base = around(config.detector_depth - shape.slots)
-            expected = refusal(shape, detector_base)
-            if expected == Error.WINDOW:     # of the memory as a whole, which no descriptor shows
+        checked = 0
+        while checked < 150:
+            try:
+                plan = tiler.plan(shape(), config)
+            except lowering.FitError:
                 continue
-            make = test_sequencer.requantization if expected == Error.DETECTOR else (
-                test_sequencer.convolution)
-            fields = make(
-                config, format=format, group=shape.group_size, height=shape.height,
-                width=shape.width, channels=channels, channels_second=second,
-                outputs=shape.outputs, kernel=shape.kernel, detector=detector_base, interval=1,
-                relu=int(make is test_sequencer.requantization and format == Format.A4U))
-            assert await bench.check(descriptor.pack(**fields)) == expected, fields
-            if expected is None:
+            for job in plan.jobs[:3]:
+                fields = test_sequencer.convolution(
+                    config, format=Format.MX8 if plan.shape.mx else plan.shape.format,
+                    group=plan.shape.group_size, kernel=plan.shape.kernel,
+                    height=plan.shape.height, width=plan.shape.width, channels=job.slots,
+                    outputs=job.outputs, tile_y=job.y, tile_x=job.x, tile_height=job.height,
+                    tile_width=job.width, dense_limit=plan.dense_limit,
+                    share=plan.share if plan.shape.mx else 0, keep_sums=int(job.keep_sums))
+                assert await bench.check(descriptor.pack(**fields)) is None, fields
                 await bench.finish()
-            errors.add(expected)
-        assert errors >= {None, Error.CHANNELS, Error.ACTIVATIONS, Error.WEIGHTS, Error.DETECTOR}
+                checked += 1
 
     test_sequencer.run(config, body)
 
@@ -441,8 +472,8 @@ def test_fields_that_the_core_refuses(change, text):
 
 
 def test_results_lie_over_the_input_where_memory_is_short():
-    call = stretched(example(TINY), height=31, width=32)
-    lowered = lowering.lower(call, TINY)
+    call = stretched(example(TINY), height=62, width=62)
+    lowered = lowering.lower(call, dataclasses.replace(TINY, address_width=15))
     source, destination = (lowered.requantize.regions["source"],
                            lowered.convolve.regions["destination"])
     assert source.address == destination.address
@@ -452,9 +483,19 @@ def test_results_lie_over_the_input_where_memory_is_short():
         lowered.requantize.regions["source"].limit)
 
 
-def test_descriptor_is_what_the_fields_say():
-    lowered = lowering.lower(example(TINY), TINY)
+def test_descriptors_are_what_the_fields_say():
+    """They follow each other in memory, and each names the next one."""
+    call = stretched(example(TINY), channels=70, outputs=40)
+    call = tiler.adjusted(call, TINY)
+    lowered = lowering.lower(call, TINY)
+    assert len(lowered.convolve.descriptors) > 2
     for pass_ in (lowered.requantize, lowered.convolve):
         words = dict(pass_.load)[pass_.descriptor]
-        assert (words == lowering.pack_words(descriptor.pack(**pass_.fields), 16)).all()
+        step = 128 // 8
+        assert len(words) == step * len(pass_.descriptors)
+        for number, fields in enumerate(pass_.descriptors):
+            part = words[number * step:(number + 1) * step]
+            assert (part == lowering.pack_words(descriptor.pack(**fields), 16)).all()
+            last = number + 1 == len(pass_.descriptors)
+            assert fields["next"] == (0 if last else pass_.descriptor + (number + 1) * step)
         assert (registers.number("descriptor"), pass_.descriptor) in pass_.registers
