@@ -76,25 +76,22 @@ def factor(scales, mx):
 
 
 def loads(codes, channels):
-    """What the pixels of one tile of input channels give either side to do.
+    """Non-zero codes of one tile of input channels, by input pixel.
 
     Parameters
     ----------
     codes : Codes of the input
     channels : ChannelList of the tile
 
-    Returns, each (planes, H, W), words of V codes for the dense side and non-zero codes for the
-    sparse side. A4 has one plane and divides the positions between the sides; MX8 and IN16 have
-    two, of low and of high nibbles, and either side could do all of it.
+    Returns (2, H, W): of A4, those at positions from `channels.low` to `channels.high` and those
+    from there on; of MX8 and IN16, the non-zero low and high nibbles.
     """
-    _, height, width = codes.codes.shape
     ordered = channels.gather(codes.codes, codes.vector)         # (positions, H, W)
     if codes.format.mx:
-        words = torch.full((2, height, width), len(ordered) // codes.vector)
-        return words, (torch.stack([ordered & 15, ordered >> 4]) != 0).sum(1)
-    split = channels.split(height, width)
-    beyond = torch.arange(len(ordered))[:, None, None] >= split
-    return (-(-split // codes.vector))[None], ((ordered != 0) & beyond).sum(0, keepdim=True)
+        parts = ordered & 15, ordered >> 4
+    else:
+        parts = ordered[channels.low:channels.high], ordered[channels.high:]
+    return torch.stack([(part != 0).sum(0) for part in parts])
 
 
 def work(codes, lists, kernel, outputs, dense_lanes, sparse_lanes, share=1, runs=None):
@@ -122,25 +119,33 @@ def work(codes, lists, kernel, outputs, dense_lanes, sparse_lanes, share=1, runs
         checks.integer(name, value, 1, 1 << 16)
     checks.integer("share", share, 0, 255)
     _, height, width = codes.codes.shape
-    weight_planes = 2 if codes.format.mx else 1
-    maps = [weight_planes * sum(tile).sum(0)
-            for tile in zip(*(loads(codes, channels) for channels in lists), strict=True)]
-    dense, sparse = (under_taps(values, kernel) for values in maps)         # (H, W) by output
-    totals = [0, 0]
+    taps = under_taps(torch.ones(height, width, dtype=torch.int64), kernel)
+    # (2, H, W) each, by output pixel
+    nonzeros = [torch.stack([under_taps(part, kernel) for part in loads(codes, channels)])
+                for channels in lists]
+    dense = sparse = 0
     for run in [(0, height, 0, width)] if runs is None else runs:
         row, rows, column, columns = run
         if min(run) < 0 or row + rows > height or column + columns > width:
             raise ValueError(f"runs must lie in the image of {height} by {width} pixels, "
                              f"not {run!r}")
-        part = slice(row, row + rows), slice(column, column + columns)
-        owned = torch.ones(rows * columns, dtype=torch.bool)
-        if codes.format.mx:
-            owned = torch.arange(1, rows * columns + 1) % share == 0 if share else ~owned
-            totals[1] += int(sparse[part].flatten()[~owned].sum())
-        else:
-            totals[1] += int(sparse[part].sum())
-        totals[0] += int(dense[part].flatten()[owned].sum())
-    return totals[0] * -(-outputs // dense_lanes), totals[1] * -(-outputs // sparse_lanes)
+
+        def cut(values, row=row, rows=rows, column=column, columns=columns):
+            return values[..., row:row + rows, column:column + columns].flatten(-2)
+
+        for channels, counts in zip(lists, map(cut, nonzeros), strict=True):
+            if codes.format.mx:
+                number = torch.arange(1, rows * columns + 1)
+                owned = number % share == 0 if share else torch.zeros_like(number).bool()
+                words = owned * (4 * mxint8.BLOCK // codes.vector)
+                multiplied = 2 * counts.sum(0) * ~owned
+            else:
+                split = channels.split(rows * columns)
+                words = -(-split // codes.vector)
+                multiplied = counts[1] + counts[0] * (split < channels.high)
+            dense += int((words * cut(taps)).sum())
+            sparse += int(multiplied.sum())
+    return dense * -(-outputs // dense_lanes), sparse * -(-outputs // sparse_lanes)
 
 
 def under_taps(values, kernel):

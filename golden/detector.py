@@ -85,15 +85,15 @@ class ChannelList:
         pad = self.slots.new_full((-len(self.slots) % vector,), NO_CHANNEL)
         return torch.cat([self.slots, pad])
 
-    def split(self, height, width):
-        """First position of the sparse side for each input pixel, (H, W).
+    def split(self, pixels):
+        """First position of the sparse side at each of a run's output pixels 0.., (pixels,).
 
         Of any 256 pixels in succession `cut` give the positions from `low` to `high` to the dense
         side, as evenly as can be.
         """
-        pixel = torch.arange(height * width)
+        pixel = torch.arange(pixels)
         gives = ((pixel * self.cut) & 255) + self.cut >= 256
-        return torch.where(gives, self.high, self.low).unflatten(0, (height, width))
+        return torch.where(gives, self.high, self.low)
 
     def gather(self, codes, vector):
         """Codes (positions, H, W) of the tile in order, from those of the tensor's slots."""

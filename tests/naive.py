@@ -190,7 +190,7 @@ def balance(nonzeros, pixels, costs, vector, limit):
     return low, min((words + 1) * vector, len(nonzeros)) if cut else low, cut
 
 
-def dense_owns(pixel, cut):
+def is_high(pixel, cut):
     """Whether positions between both ends are the dense side's: `cut` of 256 pixels, evenly."""
     return (pixel + 1) * cut // 256 > pixel * cut // 256
 
@@ -243,6 +243,7 @@ def work(codes, format, lists, kernel, outputs, dense_lanes, sparse_lanes, vecto
             number = 0
             for r in range(row, row + rows):
                 for c in range(column, column + columns):
+                    ends = high if is_high(number, cut) else low
                     number += 1
                     for _, y, x in taps(kernel, height, width, r, c):
                         here = [0 if slot is None else codes[slot][y][x] for slot in slots]
@@ -252,7 +253,6 @@ def work(codes, format, lists, kernel, outputs, dense_lanes, sparse_lanes, vecto
                             dense_pixel = share > 0 and number % share == 0
                             issues = (issues[0], 0) if dense_pixel else (0, issues[1])
                         else:
-                            ends = high if dense_owns(y * width + x, cut) else low
                             issues = -(-ends // vector), sum(code != 0 for code in here[ends:])
                         sides[0] += issues[0] * -(-outputs // dense_lanes)
                         sides[1] += issues[1] * -(-outputs // sparse_lanes)

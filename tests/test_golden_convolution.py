@@ -99,23 +99,19 @@ def test_work_against_loops(rng, words, outputs, shape, kernel, format, vector):
 
 @few
 @cases
-def test_loads_belong_to_one_side(rng, words, outputs, shape, kernel, format, vector):
-    """Every non-zero code lies in a word of the dense side or is the sparse side's, never both."""
+def test_loads(rng, words, outputs, shape, kernel, format, vector):
+    """Non-zeros that may be either side's, and those that are the sparse side's for certain."""
     codes, _, _ = operands(rng, slots_of(words, vector, format), 1, shape, 1, format, vector)
     for item in random_lists(rng, codes)[0]:
-        dense, sparse = convolution.loads(codes, item)
-        ordered = item.gather(codes.codes, vector)
-        if codes.format.mx:
-            assert dense.eq(32 // vector).all() and dense.shape == sparse.shape == (2, *shape)
-            nibbles = ordered & 15, ordered >> 4 & 15
-            assert sparse.equal(torch.stack([(part != 0).sum(0) for part in nibbles]))
-            continue
-        split = item.split(*shape)
-        position = torch.arange(len(ordered))[:, None, None]
-        kept = ((ordered != 0) & (position < split)).sum(0)
+        got = convolution.loads(codes, item)
         tile = codes.codes[item.first:item.first + item.size]
-        assert (kept + sparse[0]).equal((tile != 0).sum(0))
-        assert (dense[0] * vector >= split).all() and ((dense[0] - 1) * vector < split).all()
+        if codes.format.mx:
+            parts = tile % 16 != 0, tile // 16 != 0
+        else:
+            there = [[slot in part for slot in range(len(tile))]
+                     for part in (item.slots[item.low:item.high], item.slots[item.high:])]
+            parts = [(tile != 0) & torch.tensor(part)[:, None, None] for part in there]
+        assert got.equal(torch.stack([part.sum(0) for part in parts]))
 
 
 def groups_apart(codes):
@@ -259,6 +255,17 @@ def test_work_follows_the_split():
     # Eighteen positions of the dense side take two words; the other fourteen are multiplied.
     assert work(torch.arange(32) < 14) == (8, 56)
     assert work(half, sparse=False) == (8, 0) and work(half, dense=False) == (0, 128)
+
+
+def test_split_starts_again_with_each_run():
+    """Half of the pixels have a word more on the dense side, each second one of a run."""
+    codes = make()
+    item = detector.ChannelList(0, 32, torch.arange(32), 16, 32, 128)
+    assert convolution.work(codes, [item], 1, 8, 8, 64) == (4 + 2, 2 * 16)
+    single = [(row, 1, column, 1) for row in range(2) for column in range(2)]
+    assert convolution.work(codes, [item], 1, 8, 8, 64, runs=single) == (4, 4 * 16)
+    # 3x3: all four input pixels of an output pixel follow its split.
+    assert convolution.work(codes, [item], 3, 8, 8, 64) == (4 * (4 + 2), 4 * 2 * 16)
 
 
 def test_share_of_pixels():

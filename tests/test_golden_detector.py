@@ -122,14 +122,15 @@ def test_split(tensor, costs, limit, sides):
             assert ends == [True, False]
 
 
-def test_share_of_pixels_is_even():
-    """Of any 256 pixels in succession `cut` are the dense side's, of n about n cut / 256."""
+def test_high_pixels_are_even():
+    """Of any 256 pixels in succession `cut` are high, of n about n cut / 256; never the first."""
     for cut in (0, 1, 3, 100, 128, 254, 255):
         item = detector.ChannelList(0, 32, torch.arange(32), 16, 32, cut)
-        gives = (item.split(20, 50).flatten() == 32).long()
-        assert gives.tolist() == [int(naive.dense_owns(q, cut)) for q in range(1000)]
-        assert gives.unfold(0, 256, 1).sum(1).eq(cut).all()
-        sums = gives.cumsum(0)
+        high = (item.split(1000) == 32).long()
+        assert high.tolist() == [int(naive.is_high(pixel, cut)) for pixel in range(1000)]
+        assert item.split(1000).unique().tolist() == ([16, 32] if cut else [16])
+        assert high.unfold(0, 256, 1).sum(1).eq(cut).all() and not high[0]
+        sums = high.cumsum(0)
         assert (sums - torch.arange(1, 1001) * cut / 256).abs().max() <= 1
 
 

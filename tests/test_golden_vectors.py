@@ -190,13 +190,12 @@ def lists_of(c, vector):
 
 def test_lists(committed):
     found = cases(committed["lists"])
-    pixel = found.pop("pixel")
+    split = found.pop("split")
     for case, c in found.items():
         for name, value in lists_of(c, c["vector"]).items():
             assert c[name] == value, (case, name)
-    for cut, rows in zip(pixel["cut"], pixel["dense_owns"]):
-        assert [value for row in rows for value in row] == [
-            naive.dense_owns(q, cut) for q in range(600)]
+    for cut, high in zip(split["cut"], split["high"]):
+        assert high == [naive.is_high(pixel, cut) for pixel in range(600)]
 
 
 def test_lists_cover(committed):

@@ -204,7 +204,7 @@ def list_entries(lists, vector):
 
 
 def list_vectors(rng):
-    """Lists of channels and their split, in both modes, and who owns a pixel."""
+    """Lists of channels and their split, in both modes, and where it is high."""
     out = {}
     for case, (vector, channels, pixels, tile_channels, *options, costs) in LISTS.items():
         order, slots = requantizer.slots(channels, vector)
@@ -225,9 +225,8 @@ def list_vectors(rng):
                       **list_entries(lists, vector))
     cuts = torch.tensor([0, 1, 100, 128, 255])
     owners = torch.stack([
-        detector.ChannelList(0, 32, torch.arange(32), 0, 1, int(cut)).split(20, 30)
-        for cut in cuts])
-    return out | arrays("pixel", cut=cuts, dense_owns=owners)
+        detector.ChannelList(0, 32, torch.arange(32), 0, 1, int(cut)).split(600) for cut in cuts])
+    return out | arrays("split", cut=cuts, high=owners == 1)
 
 
 def convolution_vectors(rng):
