@@ -1,44 +1,67 @@
-"""The order in which the scale units of a PE work off a group and hand out a finished tile."""
+"""What follows the lanes of a PE: the schedule of its scale units and the way of finished sums."""
 
-from amaranth import Cat, Module, Signal
-from amaranth.lib import data, wiring
+from amaranth import Cat, Module, Signal, signed
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .scale_unit import ScaleUnit, activation_scale_layout
+from .scale_unit import (
+    ScaleUnit, activation_scale_layout, chunk_layout, decode_activation_scale, tile_sum_width)
 
 __all__ = [
-    "Drain", "Throttle", "delay", "drive_unit", "flush_chunks", "group_layout", "lanes_of_unit",
-    "outputs_of_flush", "steps_of_tile",
+    "Drain", "Results", "Throttle", "capacity", "connect_drain", "delay", "group_layout",
+    "lanes_of", "steps", "unit_cycles", "units_of",
 ]
 
 
-def lanes_of_unit(lanes, units):
-    """Output lanes that one of ``units`` scale units serves; lane n of unit u is n * units + u."""
-    return lanes // units
+def lanes_of(config, side):
+    """Output lanes of a PE of side "dense" or "sparse"."""
+    return getattr(config, f"{side}_lanes")
 
 
-def outputs_of_flush(config, units):
-    """Outputs that a PE hands out in a cycle: as many as it has units, at most V/4."""
-    return min(units, config.quad)
+def units_of(config, side):
+    """Scale units of a PE; lane n of unit u is output n * units + u of a tile."""
+    return getattr(config, f"{side}_scale_units")
 
 
-def steps_of_tile(config, units, chunks):
-    """Cycles in which ``units`` scale units work off ``chunks`` times V/4 outputs."""
-    if units >= config.quad:
-        whole = units // config.quad
-        return (chunks + (whole - 1)) // whole
-    return chunks * (config.quad // units)
+def steps(config, side):
+    """Least cycles from the last issue of a scaled group to that of the next: a step each lane."""
+    return lanes_of(config, side) // units_of(config, side)
 
 
-def group_layout(config, lanes, scale_depth):
-    """A finished group on its way to the scale units."""
+def unit_cycles(config, side):
+    """Least cycles from the last issue of a unit of work to that of the next.
+
+    Finished sums leave at V/4 a cycle. Where a row of them takes more than one, the rows of the
+    next unit must not move in before the last of them has left.
+    """
+    moving = steps(config, side) - 1 if units_of(config, side) > config.quad else 0
+    return lanes_of(config, side) // config.quad + moving
+
+
+def capacity(config, side):
+    """Units of work whose results may be on their way."""
+    return config.result_depth // steps(config, side)
+
+
+def chunks_of_tile(config, side):
+    """Chunks of V/4 outputs that a PE has lanes for."""
+    return lanes_of(config, side) // config.quad
+
+
+def group_layout(config, side):
+    """A scaled group on its way to the scale units.
+
+    Members
+    -------
+    row : of the buffer of weight scales, for its first step; the others follow
+    scale : code of the activation scale
+    mx, power : MX8, and the planes' weight as a power of 16: 0 to 2
+    last : it is the last of its unit of work
+    chunks : of V/4 outputs that the unit of work has
+    """
     return data.StructLayout({
-        "row": range(scale_depth),       # of its weight scales
-        "scale": activation_scale_layout,
-        "first": 1,                      # first group of its output tile
-        "last": 1,                       # last group of its output tile
-        "chunks": (lanes // config.quad).bit_length(),
-    })
+        "row": range(config.weight_scale_depth), "scale": 8, "mx": 1, "power": 2, "last": 1,
+        "chunks": range(chunks_of_tile(config, side) + 1)})
 
 
 def delay(m, value, cycles, name):
@@ -50,45 +73,32 @@ def delay(m, value, cycles, name):
     return value
 
 
-def flush_chunks(m, config, drain, groups, units, chunk, valid):
-    """Drive the registers ``chunk`` and ``valid`` with the tiles that ``drain`` flushes.
+def connect_drain(m, drain, results, groups, weight_scales):
+    """Connect a `Drain` with the parts that have a scale unit each and with `Results`.
 
-    ``groups`` are the interfaces of the parts with one scale unit each.
+    ``weight_scales`` is a row of the buffer of weight scales, a byte each unit.
     """
-    width = outputs_of_flush(config, units)
-    shown = Signal(width * config.accumulator_width)
-    with m.Switch(drain.flush_part):
-        for part in range(units // width):
-            with m.Case(part):
-                m.d.comb += shown.eq(Cat(
-                    group.flush_sum for group in groups[part * width:(part + 1) * width]))
-    pieces = config.quad // width
-    if pieces == 1:
-        m.d.sync += [valid.eq(drain.flush), chunk.eq(shown)]
-    else:
-        piece = Signal(range(pieces))
-        m.d.sync += valid.eq(drain.flush & (piece == pieces - 1))
-        with m.If(drain.flush):
-            m.d.sync += [
-                piece.eq(piece + 1),
-                chunk.eq(Cat(chunk.as_value()[len(shown):], shown)),
-            ]
-
-
-def drive_unit(m, drain, part):
-    """Drive the control members that ``part`` has from its scale unit."""
-    for name in ("load", "step", "lane", "bank", "scale", "flush_lane", "flush_bank"):
-        m.d.comb += getattr(part, name).eq(getattr(drain, name))
-    m.d.comb += part.first_add.eq(drain.first)
+    for unit, group in enumerate(groups):
+        m.d.comb += [
+            group.step.eq(drain.step), group.group_first.eq(drain.first),
+            group.last.eq(drain.last), group.scale.eq(drain.scale),
+            group.advance.eq(drain.advance),
+            group.weight_scale.eq(weight_scales.word_select(unit, 8)),
+            results.sums[unit].eq(group.sum),
+        ]
+    m.d.comb += [
+        results.push.eq(drain.flush), results.part.eq(drain.flush_part),
+        results.last.eq(drain.flush_last),
+    ]
 
 
 class Drain(wiring.Component):
-    """Sequences scale units: a step a lane for each group, then a flush for each finished tile.
+    """Sequences scale units: a step a lane for each group, then the way out of finished sums.
 
-    A group enters in the cycle C in which the last product is added to its sums. The sums are
-    loaded in C + 1 and lane n is scaled in C + 2 + n. When the tile of a ``last`` group is final,
-    it is handed out, `outputs_of_flush` outputs a cycle. `Throttle` keeps groups as far apart as
-    this needs; nothing here can stall.
+    A group enters `lead` = 1 cycle before the cycle C in which its last product is added to the
+    sums. Lane n is scaled in C + 1 + n. Chunk c of a finished unit leaves in
+    C + 3 + steps + c. `Throttle` keeps groups and units of work as far apart as this
+    needs; nothing here can stall.
 
     Members
     -------
@@ -96,150 +106,198 @@ class Drain(wiring.Component):
         See `group_layout`.
     scale_request, scale_row : ``Out``
         Read of the weight scales of a step, two cycles ahead of it.
-    load, step, lane, bank, first, scale : ``Out``
+    step, first, last, scale, advance : ``Out``
         To all scale units, see `ScaleUnit`.
-    flush, flush_lane, flush_bank, flush_part : ``Out``
-        Part ``flush_part`` of the units' sums for ``flush_lane`` is final.
+    flush, flush_part, flush_last : ``Out``
+        The sums that units ``flush_part`` * V/4 and the next ones show are a chunk;
+        ``flush_last``: the last of its unit of work.
     """
 
-    def __init__(self, config, *, lanes, units, scale_depth):
-        self.config, self.units = config, units
-        self.depth = lanes_of_unit(lanes, units)
-        self.parts_of_step = units // outputs_of_flush(config, units)
-        lane = range(max(2, self.depth))
+    lead = 1
+
+    def __init__(self, config, side):
+        self.config, self.side = config, side
+        self.parts_of_row = units_of(config, side) // config.quad
         super().__init__({
             "group_valid": In(1),
-            "group": In(group_layout(config, lanes, scale_depth)),
+            "group": In(group_layout(config, side)),
             "scale_request": Out(1),
-            "scale_row": Out(range(scale_depth)),
-            "load": Out(1),
+            "scale_row": Out(range(config.weight_scale_depth)),
             "step": Out(1),
-            "lane": Out(lane),
-            "bank": Out(1),
             "first": Out(1),
+            "last": Out(1),
             "scale": Out(activation_scale_layout),
+            "advance": Out(1),
             "flush": Out(1),
-            "flush_lane": Out(lane),
-            "flush_bank": Out(1),
-            "flush_part": Out(range(max(2, self.parts_of_step))),
+            "flush_part": Out(range(max(2, self.parts_of_row))),
+            "flush_last": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        chunk_cycles = self.config.quad // outputs_of_flush(self.config, self.units)
+        depth = steps(self.config, self.side)
 
-        # C to C + steps - 1: read the weight scales, one row a step
-        row, steps_left = Signal.like(self.scale_row), Signal(range(self.depth + 1))
-        m.d.comb += self.scale_request.eq(self.group_valid | (steps_left != 0))
+        # C - 1 to C - 2 + steps: read the weight scales, a row each step
+        row, steps_left = Signal.like(self.scale_row), Signal(range(max(2, depth)))
+        m.d.comb += [
+            self.scale_request.eq(self.group_valid | (steps_left != 0)),
+            self.scale_row.eq(row),
+        ]
         with m.If(self.group_valid):
-            steps = steps_of_tile(self.config, self.units, self.group.chunks)
             m.d.comb += self.scale_row.eq(self.group.row)
-            m.d.sync += [row.eq(self.group.row + 1), steps_left.eq(steps - 1)]
+            m.d.sync += steps_left.eq(depth - 1)
         with m.Elif(steps_left != 0):
-            m.d.comb += self.scale_row.eq(row)
-            m.d.sync += [row.eq(row + 1), steps_left.eq(steps_left - 1)]
+            m.d.sync += steps_left.eq(steps_left - 1)
+        m.d.sync += row.eq(self.scale_row + 1)
 
-        # C + 2 to C + 1 + steps: the steps
-        requested, begins, bank = Signal(), Signal(), Signal()
-        group = Signal.like(self.group)
-        closing, chunks = Signal(), Signal.like(self.group.chunks)
+        # C: decode the scale; C + 1 to C + steps: the steps
+        group, begins, requested = Signal.like(self.group), Signal(), Signal()
+        chunks = Signal.like(self.group.chunks)
         m.d.sync += [
-            self.load.eq(self.group_valid), begins.eq(self.group_valid),
+            begins.eq(self.group_valid), self.first.eq(begins),
             requested.eq(self.scale_request), self.step.eq(requested),
-            self.lane.eq(self.lane + 1),
         ]
         with m.If(self.group_valid):
             m.d.sync += group.eq(self.group)
         with m.If(begins):
             m.d.sync += [
-                self.lane.eq(0), self.first.eq(group.first), self.scale.eq(group.scale),
-                self.bank.eq(bank), bank.eq(bank ^ group.last),
-                closing.eq(group.last), chunks.eq(group.chunks),
+                self.scale.eq(decode_activation_scale(group.scale, group.mx, group.power)),
+                self.last.eq(group.last), chunks.eq(group.chunks),
             ]
 
-        # a tile is final ScaleUnit.latency cycles after its last step
-        tile = {"ends": self.step & closing & (~requested | begins), "chunks": chunks,
-                "bank": self.bank}
-        for cycle in range(1, ScaleUnit.latency):
-            later = {}
-            for name, value in tile.items():
-                later[name] = Signal(len(value), name=f"{name}_{cycle}")
-                m.d.sync += later[name].eq(value)
-            tile = later
-        left = Signal(range(self.depth * self.units // self.config.quad * chunk_cycles + 1))
-        m.d.comb += self.flush.eq(left != 0)
+        # after the last step: the sums are final, lane 0 is shown
+        ended = Signal.like(chunks)
+        m.d.comb += ended.eq(0)
+        with m.If(self.step & self.last & (~requested | begins)):
+            m.d.comb += ended.eq(chunks)
+        final = delay(m, ended, ScaleUnit.latency - 1, "final")
+        left = Signal.like(chunks)
+        m.d.comb += [self.flush.eq(left != 0), self.flush_last.eq(left == 1)]
+        last_part = Signal()
+        m.d.comb += [
+            last_part.eq(self.flush_part == self.parts_of_row - 1),
+            self.advance.eq(self.flush & last_part),
+        ]
         with m.If(self.flush):
             m.d.sync += left.eq(left - 1)
-            with m.If(self.flush_part == self.parts_of_step - 1):
-                m.d.sync += [self.flush_part.eq(0), self.flush_lane.eq(self.flush_lane + 1)]
-            with m.Else():
+            if self.parts_of_row > 1:
                 m.d.sync += self.flush_part.eq(self.flush_part + 1)
-        with m.If(tile["ends"]):
-            m.d.sync += [
-                left.eq(tile["chunks"] * chunk_cycles), self.flush_lane.eq(0),
-                self.flush_part.eq(0), self.flush_bank.eq(tile["bank"]),
-            ]
+        with m.If(final != 0):
+            m.d.sync += [left.eq(final), self.flush_part.eq(0)]
         return m
 
 
 class Throttle(wiring.Component):
-    """Decides when the last product of a group may be issued, so that nothing after it can stall.
+    """Decides when the last issue of a scaled group may come, so that nothing after it stalls.
 
-    Groups keep the distance that their scale steps need, tiles the distance that their flush
-    needs, and a tile waits until there is room for its results.
+    Groups keep the distance `steps`, units of work the distance `unit_cycles`, and a unit of work
+    waits until there is room for its results, see `capacity`.
 
     Members
     -------
-    group_last, tile_last, chunks : ``In``
-        The product that waits to be issued: whether it ends a group, a tile, and that tile's size.
+    group_last, unit_last : ``In(1)``
+        The issue that waits ends a scaled group; it ends a unit of work (and a scaled group).
     issue : ``In(1)``
         It is issued in this cycle.
-    popped : ``In(1)``
-        A chunk of results has been taken.
+    returned : ``In(1)``
+        The last chunk of a unit of work has been taken.
     allowed : ``Out(1)``
         It may be issued in this cycle.
     starved : ``Out(1)``
         It waits for room for its results.
     """
 
-    def __init__(self, config, *, lanes, units):
-        self.config, self.lanes, self.units = config, lanes, units
+    def __init__(self, config, side):
+        self.config, self.side = config, side
         super().__init__({
             "group_last": In(1),
-            "tile_last": In(1),
-            "chunks": In((lanes // config.quad).bit_length()),
+            "unit_last": In(1),
             "issue": In(1),
-            "popped": In(1),
+            "returned": In(1),
             "allowed": Out(1),
             "starved": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        most = lanes_of_unit(self.lanes, self.units)
-        chunk_cycles = self.config.quad // outputs_of_flush(self.config, self.units)
-        steps, flush = Signal(range(most + 1)), Signal(range(self.lanes + 1))
-        steps_left, flush_left = Signal(range(most + 1)), Signal(range(self.lanes + most + 1))
-        room = Signal(range(self.config.result_depth + 1), init=self.config.result_depth)
+        ends_group, ends_unit = self.group_last | self.unit_last, self.unit_last
+
+        def countdown(name, cycles, event):
+            """High for ``cycles`` - 1 cycles after an event."""
+            left = Signal(range(max(2, cycles)), name=name)
+            with m.If(event):
+                m.d.sync += left.eq(cycles - 1)
+            with m.Elif(left != 0):
+                m.d.sync += left.eq(left - 1)
+            return left != 0
+
+        group_waits = countdown("steps_left", steps(self.config, self.side),
+                                self.issue & ends_group)
+        unit_waits = countdown("unit_left", unit_cycles(self.config, self.side),
+                               self.issue & ends_unit)
+        most = capacity(self.config, self.side)
+        room = Signal(range(most + 1), init=most)
+        m.d.sync += room.eq(room - (self.issue & ends_unit) + self.returned)
         m.d.comb += [
-            steps.eq(steps_of_tile(self.config, self.units, self.chunks)),
-            flush.eq(self.chunks * chunk_cycles),
-            self.starved.eq(self.tile_last & (room < self.chunks)),
-            self.allowed.eq(~(self.group_last & (steps_left != 0))
-                            & ~(self.tile_last & (flush_left > steps)) & ~self.starved),
+            self.starved.eq(ends_unit & (room == 0)),
+            self.allowed.eq(~(ends_group & group_waits) & ~(ends_unit & unit_waits)
+                            & ~self.starved),
         ]
-        with m.If(self.issue & self.group_last):
-            m.d.sync += steps_left.eq(steps - 1)
-        with m.Elif(steps_left != 0):
-            m.d.sync += steps_left.eq(steps_left - 1)
-        ends = Signal()
-        m.d.comb += ends.eq(self.issue & self.tile_last)
-        with m.If(ends):
-            m.d.sync += flush_left.eq(flush + steps - 1)
-        with m.Elif(flush_left != 0):
-            m.d.sync += flush_left.eq(flush_left - 1)
-        taken = Signal.like(self.chunks)
-        with m.If(ends):
-            m.d.comb += taken.eq(self.chunks)
-        m.d.sync += room.eq(room - taken + self.popped)
+        return m
+
+
+class Results(wiring.Component):
+    """Finished chunks on their way to the post-processor.
+
+    A chunk that is pushed appears at ``o`` `latency` = 2 cycles later, if none is before it.
+
+    Members
+    -------
+    push : ``In(1)``
+        A chunk ends here; there is room, because `Throttle` has reserved it.
+    part, last : ``In``
+        It is sums ``part`` * V/4 and the next ones; it is the last of its unit of work.
+    sums : ``In``
+        What the scale units show.
+    o : ``Out(stream)``
+        Chunks in order, see `chunk_layout`.
+    returned : ``Out(1)``
+        The last chunk of a unit of work is taken in this cycle.
+    """
+
+    latency = 2
+
+    def __init__(self, config, side):
+        self.config, self.side = config, side
+        units = units_of(config, side)
+        self.parts_of_row = units // config.quad
+        super().__init__({
+            "push": In(1),
+            "part": In(range(max(2, self.parts_of_row))),
+            "last": In(1),
+            "sums": In(data.ArrayLayout(signed(tile_sum_width(config)), units)),
+            "o": Out(stream.Signature(chunk_layout(config))),
+            "returned": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        width, quad = tile_sum_width(self.config), self.config.quad
+        bits = width * quad
+        depth = capacity(self.config, self.side) * chunks_of_tile(self.config, self.side)
+        m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=bits + 1, depth=depth)
+        sums = self.sums.as_value()
+        with m.Switch(self.part):
+            for part in range(self.parts_of_row):
+                with m.Case(part):
+                    m.d.comb += queue.w_data.eq(Cat(sums[part * bits:(part + 1) * bits], self.last))
+        m.d.comb += [
+            queue.w_en.eq(self.push),
+            self.o.valid.eq(queue.r_rdy),
+            queue.r_en.eq(self.o.ready),
+            self.returned.eq(queue.r_rdy & self.o.ready & queue.r_data[bits]),
+        ]
+        m.d.comb += [
+            self.o.payload[number].eq(queue.r_data[number * width:(number + 1) * width].as_signed())
+            for number in range(quad)]
         return m

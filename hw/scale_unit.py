@@ -1,13 +1,20 @@
 """The scale operation: an integer group sum times its scales, added to a partial sum."""
 
-from amaranth import Module, Mux, Signal, signed
-from amaranth.lib import data, memory, wiring
+from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["ScaleUnit", "activation_scale_layout", "chunk_layout", "connect_unit", "unit_members"]
+from .carry import mux_add, pair_add
+from .e4m3 import decode
 
-activation_scale_layout = data.StructLayout({"factor": 4, "shift": 4})
-"""A decoded activation scale: ``factor << shift`` in units of the smallest scale."""
+__all__ = [
+    "ScaleUnit", "activation_scale_layout", "chunk_layout", "connect_unit",
+    "decode_activation_scale", "decode_weight_scales", "tile_sum_width", "unit_members",
+]
+
+activation_scale_layout = data.StructLayout({"factor": 4, "middle": 1, "high": 1, "shift": 4})
+"""A decoded activation scale: ``factor`` << ``shift`` in units of the smallest scale. ``middle``
+and ``high`` stand for 16 and 256, whatever the weight's factor, of MX8's pairs of planes."""
 
 
 def chunk_layout(config):
@@ -15,117 +22,148 @@ def chunk_layout(config):
     return data.ArrayLayout(signed(config.accumulator_width), config.quad)
 
 
-def unit_members(config, lanes):
+def tile_sum_width(config):
+    """Bits that hold every reachable sum of scaled groups of one tile of input channels.
+
+    W4A4: nine taps of 15*8*channels, times 15*15, shifted by at most 28.
+    MX8: nine taps of 32 products of 128*128, shifted by at most 30.
+    """
+    pixel = 9 * 15 * 8 * config.tile_channels * 15 * 15 << 28
+    block = 9 * 32 * 128 * 128 << 30
+    return max(pixel, block).bit_length() + 1
+
+
+def decode_weight_scales(word, mx):
+    """Bytes for the PEs' weight scale buffers from scale codes, a byte each.
+
+    A byte is the factor in its low nibble and the shift in its high one. It is decoded once where
+    it is loaded instead of in every unit that reads it.
+    """
+    decoded = []
+    for byte in range(0, len(word), 8):
+        factor, exponent = decode(word[byte:byte + 8])
+        decoded += [Mux(mx, 1, factor)[:4], Mux(mx, word[byte:byte + 4], exponent - 1)[:4]]
+    return Cat(*decoded)
+
+
+def decode_activation_scale(code, mx, power):
+    """Value of `activation_scale_layout`; ``power``: of 16, 0 to 2, for MX8's pairs of planes."""
+    factor, exponent = decode(code)
+    return Cat(
+        Mux(mx, power == 0, factor)[:4], mx & (power == 1), mx & (power == 2),
+        Mux(mx, code[:4], exponent - 1)[:4])
+
+
+def unit_members(config):
     """Members of a `ScaleUnit` that a part around it passes on."""
-    lane = range(max(2, lanes))
     return {
-        "load": In(1),
         "step": In(1),
-        "lane": In(lane),
-        "bank": In(1),
-        "first_add": In(1),
+        "first": In(1),
+        "last": In(1),
         "scale": In(activation_scale_layout),
         "weight_scale": In(8),
-        "mx": In(1),
-        "flush_lane": In(lane),
-        "flush_bank": In(1),
-        "flush_sum": Out(signed(config.accumulator_width)),
+        "advance": In(1),
+        "sum": Out(signed(tile_sum_width(config))),
     }
 
 
 def connect_unit(m, part, unit):
-    """Pass the members of ``part`` that belong to its scale unit on to ``unit``."""
-    for name in unit_members(unit.config, unit.lanes):
-        if name == "flush_sum":
-            m.d.comb += part.flush_sum.eq(unit.flush_sum)
+    """Pass the members of ``part`` that belong to its scale unit on to ``unit``.
+
+    ``first`` is ``group_first`` there, since ``first`` is a part's first product.
+    """
+    for name in unit_members(unit.config):
+        if name == "sum":
+            m.d.comb += part.sum.eq(unit.sum)
         else:
-            m.d.comb += getattr(unit, name).eq(getattr(part, name))
+            m.d.comb += getattr(unit, name).eq(
+                getattr(part, "group_first" if name == "first" else name))
 
 
 class ScaleUnit(wiring.Component):
     """Scales the sums of ``lanes`` output channels, one a cycle, into exact partial sums.
 
-    ``load`` takes all ``sums``; every ``step`` scales the next lane, lane 0 first, and adds it to
-    partial sum ``lane`` of ``bank`` (or replaces it, with ``first_add``). Neither the product nor
-    the addition rounds: sums are `Config.accumulator_width` bits wide. A partial sum is final
-    `latency` = 4 cycles after its step. ``load`` may come in the cycle of the last step.
+    A group takes ``lanes`` steps in consecutive cycles, lane 0 first, and may follow the one
+    before without a pause. Partial sums circulate in a ring of registers. Those of the last group
+    of a unit of work leave it for a second row of registers, and the ring is zero again.
+    Neither product nor addition rounds: sums are `tile_sum_width` bits wide.
+
+    Lane n's sum is final `latency` = 3 cycles after its step of a ``last`` group. It is shown as
+    ``sum`` once the steps after it and an ``advance`` for each lane before it have come; the
+    ``last`` group after it must not have moved on to its sums by then.
 
     Members
     -------
-    load, sums : ``In``
-        Take the sums of a finished group.
-    step, lane, bank, first_add : ``In``
-        Scale one lane.
+    step, first, last : ``In(1)``
+        Scale the next lane; ``first``: of a group, whose ``sums`` are taken in this cycle.
+        ``last``: the group is the last of its unit of work.
     scale : ``In``
         See `activation_scale_layout`; with ``step``.
     weight_scale : ``In(8)``
-        E4M3 code (system rules, section 2), or the exponent code of an MX block; with ``step``.
-    mx : ``In(1)``
-        MX formats: factors are 1.
-    flush_lane, flush_bank : ``In``
-        Which partial sum to show.
-    flush_sum : ``Out(signed(accumulator_width))``
-        That partial sum, in the same cycle.
+        See `decode_weight_scales`; with ``step``.
+    sums : ``In``
+        Sums of a group.
+    advance : ``In(1)``
+        Show the next lane's sum.
+    sum : ``Out(signed(tile_sum_width))``
+        Finished sum.
     """
 
-    latency = 4
+    latency = 3
 
     def __init__(self, config, lanes):
         self.config, self.lanes = config, lanes
         super().__init__({
-            **unit_members(config, lanes),
+            **unit_members(config),
             "sums": In(data.ArrayLayout(signed(config.sum_width), lanes)),
         })
 
     def elaborate(self, platform):
         m = Module()
-        width = self.config.sum_width
+        width, sum_width = self.config.sum_width, tile_sum_width(self.config)
+        step, last = [self.step], [self.last]
+        for cycle in (1, 2):
+            for stages, name in ((step, "step"), (last, "last")):
+                stages.append(Signal(name=f"{name}_{cycle}"))
+                m.d.sync += stages[cycle].eq(stages[cycle - 1])
+
+        # cycle 0: take the sums; combine both scales, all of the shift but whole bytes
         held = Signal(self.lanes * width)
-        with m.If(self.load):
+        with m.If(self.step & self.first):
             m.d.sync += held.eq(self.sums)
-        with m.Elif(self.step):
+        with m.Elif(step[1]):
             m.d.sync += held.eq(held >> width)
-
-        # cycle 0: choose the lane, combine both scales
-        exponent, mantissa = self.weight_scale[3:7], self.weight_scale[0:3]
-        normal = exponent != 0
-        weight_factor = Mux(self.mx, 1, Mux(normal, 8, 0) | mantissa)
-        weight_shift = Mux(self.mx, self.weight_scale[0:4], Mux(normal, exponent - 1, 0)[0:4])
-        group_sum, factor, shift = Signal(signed(width)), Signal(8), Signal(5)
-        m.d.sync += [
-            group_sum.eq(held[0:width].as_signed()),
-            factor.eq(self.scale.factor * weight_factor),
-            shift.eq(self.scale.shift + weight_shift),
-        ]
-        # cycle 1: multiply; cycle 2: shift; cycle 3: add
-        product, product_shift = Signal(signed(width + 8)), Signal(5)
-        term = Signal(signed(self.config.accumulator_width))
-        m.d.sync += [
-            product.eq(group_sum * factor),
-            product_shift.eq(shift),
-            term.eq(product << product_shift),
-        ]
-        place = {"active": self.step, "lane": self.lane, "bank": self.bank, "first": self.first_add}
-        for cycle in (1, 2, 3):
-            delayed = {}
-            for name, value in place.items():
-                delayed[name] = Signal(len(value), name=f"{name}_{cycle}")
-                m.d.sync += delayed[name].eq(value)
-            place = delayed
-
-        m.submodules.partial = partial = memory.Memory(
-            shape=signed(self.config.accumulator_width), depth=2 * max(2, self.lanes), init=[])
-        write, old = partial.write_port(), partial.read_port(domain="comb")
-        flush = partial.read_port(domain="comb")
-        lane_bits = len(self.lane)
-        address = Signal(lane_bits + 1)
+        factor, weight = self.scale.factor, self.weight_scale
+        low = pair_add(m, platform, "low", factor, weight[0], factor << 1, weight[1], 6)
+        high = pair_add(m, platform, "high", factor, weight[2], factor << 1, weight[3], 6)
+        upper, both, shift = Signal(6), Signal(9), Signal(5)
+        multiplier, whole_bytes = Signal(16), Signal(2)
         m.d.comb += [
-            address.eq(place["lane"] | (place["bank"] << lane_bits)),
-            old.addr.eq(address),
-            write.addr.eq(address),
-            write.en.eq(place["active"]),
-            write.data.eq(Mux(place["first"], 0, old.data) + term),
-            flush.addr.eq(self.flush_lane | (self.flush_bank << lane_bits)),
-            self.flush_sum.eq(flush.data),
+            upper.eq(low[2:].as_unsigned() + high.as_unsigned()),
+            both.eq(Cat(low[:2], upper[:2], upper[2] | self.scale.middle, upper[3:],
+                        self.scale.high)),
+            shift.eq(self.scale.shift + weight[4:]),
         ]
+        m.d.sync += [multiplier.eq(both << shift[:3]), whole_bytes.eq(shift[3:])]
+
+        # cycle 1: multiply, shift by a byte
+        product = Signal(signed(width + 15))
+        term, two_bytes = Signal(signed(width + 23)), Signal()
+        m.d.comb += product.eq(held[:width].as_signed() * Cat(multiplier, 0).as_signed())
+        m.d.sync += [
+            term.eq(Mux(whole_bytes[0], product << 8, product)), two_bytes.eq(whole_bytes[1])]
+
+        # cycle 2: shift by two bytes, add
+        ring = [Signal(signed(sum_width), name=f"ring_{lane}") for lane in range(self.lanes)]
+        done = [Signal(signed(sum_width), name=f"done_{lane}") for lane in range(self.lanes)]
+        total = mux_add(
+            m, platform, "total", ring[-1], two_bytes, term << 16, term, sum_width)
+        ends = step[2] & last[2]
+        with m.If(step[2]):
+            m.d.sync += [ring[0].eq(total), *map(Signal.eq, ring[1:], ring)]
+        with m.If(ends):
+            m.d.sync += ring[0].eq(0)
+        with m.If(ends | (self.advance if self.lanes > 1 else 0)):
+            m.d.sync += [done[0].eq(total), *map(Signal.eq, done[1:], done)]
+        m.d.comb += self.sum.eq(done[-1])
         return m

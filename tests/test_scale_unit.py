@@ -1,123 +1,150 @@
 """The scale unit against exact integers, cycle by cycle."""
 
+import itertools
 import random
 from dataclasses import replace
 
 import pytest
+from amaranth import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
 
 from hw.config import SMALL, TINY
-from hw.scale_unit import ScaleUnit
+from hw.scale_unit import (
+    ScaleUnit, activation_scale_layout, decode_activation_scale, decode_weight_scales,
+    tile_sum_width)
 from tests import naive
-from tests.pe_model import simulate
+from tests.pe_model import octets, simulate
 
 CODES = 127   # E4M3 codes 0x00 to 0x7E
-WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8)
+DEEP = replace(TINY, name="deep", tile_channels=128)
 
 
 def factor(code, mx):
     """What a scale code multiplies a sum by."""
-    if mx:
-        return 1 << code
-    return naive.UNITS[code]
+    return 1 << code if mx else naive.UNITS[code]
 
 
-def activation_scale(code, mx):
-    """A decoded scale."""
-    if mx:
-        return {"factor": 1, "shift": code}
-    field, mantissa = code >> 3, code & 7
-    return {"factor": mantissa + 8 * (field > 0), "shift": max(field, 1) - 1}
+def fields(code, mx):
+    """Factor and shift of a scale code."""
+    return (1, code) if mx else ((code & 7) + 8 * (code > 7), max(code >> 3, 1) - 1)
 
 
-class Model:
-    """Partial sums as they show, `latency` cycles after the step that made them."""
+def weight_byte(code, mx):
+    value, shift = fields(code, mx)
+    return value | shift << 4
+
+
+def activation_scale(code, mx, power):
+    value, shift = fields(code, mx)
+    return {"factor": 0 if power else value, "middle": power == 1, "high": power == 2,
+            "shift": shift}
+
+
+class Decoder(wiring.Component):
+    """Both decoders as a component."""
 
     def __init__(self):
-        self.sums, self.shown, self.pending = {}, {}, []
+        super().__init__({
+            "word": In(32), "code": In(8), "power": In(2), "mx": In(1),
+            "bytes": Out(32), "scale": Out(activation_scale_layout)})
 
-    def step(self, cycle, place, first, term):
-        self.sums[place] = term + (0 if first else self.sums.get(place, 0))
-        self.pending.append((cycle + ScaleUnit.latency, place, self.sums[place]))
-
-    def show(self, cycle, place):
-        while self.pending and self.pending[0][0] <= cycle:
-            _, at, value = self.pending.pop(0)
-            self.shown[at] = value
-        return self.shown.get(place, 0)
-
-
-class Bench:
-    """Drives a unit and compares a partial sum in every cycle."""
-
-    def __init__(self, ctx, dut, rng, mx):
-        self.ctx, self.dut, self.rng, self.mx = ctx, dut, rng, mx
-        self.model, self.cycle, self.seen = Model(), 0, 0
-        ctx.set(dut.mx, mx)
-
-    async def tick(self, **inputs):
-        ctx, dut, rng = self.ctx, self.dut, self.rng
-        for name in ("load", "step"):
-            ctx.set(getattr(dut, name), 0)
-        for name, value in inputs.items():
-            ctx.set(getattr(dut, name), value)
-        place = rng.randrange(dut.lanes), rng.randrange(2)
-        ctx.set(dut.flush_lane, place[0])
-        ctx.set(dut.flush_bank, place[1])
-        expected = self.model.show(self.cycle, place)
-        assert ctx.get(dut.flush_sum) == expected, (place, self.cycle)
-        self.seen += expected != 0
-        await ctx.tick()
-        self.cycle += 1
-
-    async def group(self, sums, *, bank, first, scale, codes, gap, following=None):
-        """The steps of sums that are loaded; the next ones are loaded with the last step."""
-        for lane, code in enumerate(codes):
-            while self.rng.random() < gap:
-                await self.tick()
-            self.model.step(self.cycle, (lane, bank), first, sums[lane]
-                            * factor(scale, self.mx) * factor(code, self.mx))
-            inputs = {"load": 1, "sums": following} if following and lane + 1 == len(codes) else {}
-            await self.tick(step=1, lane=lane, bank=bank, first_add=first, weight_scale=code,
-                            scale=activation_scale(scale, self.mx), **inputs)
+    def elaborate(self, platform):
+        m = Module()
+        clock = Signal()     # the simulator wants a domain
+        m.d.sync += clock.eq(~clock)
+        m.d.comb += [
+            self.bytes.eq(decode_weight_scales(self.word, self.mx)),
+            self.scale.eq(decode_activation_scale(self.code, self.mx, self.power)),
+        ]
+        return m
 
 
-@pytest.mark.parametrize("config, lanes", [(TINY, 1), (TINY, 2), (SMALL, 8), (WIDE, 4)],
-                         ids=lambda value: getattr(value, "name", str(value)))
 @pytest.mark.parametrize("mx", [False, True], ids=["a4", "mx"])
-def test_groups(config, lanes, mx):
-    """Random and extreme sums, up to the most groups of a tile, back to back and with gaps."""
-    dut = ScaleUnit(config, lanes)
-    rng = random.Random(lanes + 50 * mx)
-    limit = 32 * 128 * 128 if mx else 15 * 8 * config.max_channels
-    highest = 15 if mx else CODES - 1
-    longest = 9 * (config.max_channels // 32 if mx else 1)
-
-    def sums():
-        return [rng.choice((limit, -limit, 0, -1, rng.randint(-limit, limit)))
-                for _ in range(lanes)]
+def test_decoders(mx):
+    """Every code, in every byte of a word."""
+    dut = Decoder()
 
     async def bench(ctx):
-        bench = Bench(ctx, dut, rng, mx)
-        loaded = sums()
-        await bench.tick(load=1, sums=loaded)
-        for tile in range(16):
-            extreme, gap = tile % 4 == 1, rng.choice((0, 0, 0.5))
-            groups = longest if extreme else rng.choice((1, 2, 9))
-            steps = rng.choice((lanes, lanes, rng.randint(1, lanes)))
-            if extreme:
-                steps = lanes
-            for group in range(groups):
-                following = [limit] * lanes if extreme else sums()
-                await bench.group(
-                    loaded, bank=tile & 1, first=group == 0, gap=gap, following=following,
-                    scale=highest if extreme else rng.randint(0, highest),
-                    codes=[highest if extreme else rng.randint(0, highest)
-                           for _ in range(steps)])
-                loaded = following
-        for _ in range(ScaleUnit.latency + 4 * lanes):
-            await bench.tick()
-        assert bench.seen > 30
+        ctx.set(dut.mx, mx)
+        for code in range(16 if mx else CODES):
+            others = [code, (code * 5 + 3) % 16, 0, code]
+            for power in range(3 if mx else 1):
+                ctx.set(dut.word, octets(others))
+                ctx.set(dut.code, code)
+                ctx.set(dut.power, power)
+                assert ctx.get(dut.bytes) == octets(weight_byte(one, mx) for one in others)
+                scale, expected = ctx.get(dut.scale), activation_scale(code, mx, power)
+                assert {name: scale[name] for name in expected} == expected, (code, power)
+        await ctx.tick()
 
+    simulate(dut, bench)
+
+
+class Unit:
+    """A unit of work: its groups, and the sums they come to."""
+
+    def __init__(self, config, lanes, rng, mx, extreme):
+        self.lanes, self.groups = lanes, []
+        limit = (1 << config.sum_width - 1) - 1
+        longest = 36 if mx else 9
+        self.sums = [0] * lanes
+        # what the format allows: no more than nine taps' worth of the largest products
+        limits = {0: 15 * 15 * 32, 1: 15 * 8 * 32, 2: 8 * 8 * 32}
+        highest = 15 if mx else CODES - 1
+        for number in range(longest if extreme else rng.choice((1, 1, 2, 9))):
+            power = (0, 1, 1, 2)[number % 4] if mx else 0
+            most = limits[power] if mx else min(limit, 15 * 8 * config.tile_channels)
+            sums = [most if extreme else rng.choice((most, -most, 0, -1, rng.randint(-most, most)))
+                    for _ in range(lanes)]
+            scale = highest if extreme else rng.randint(0, highest)
+            codes = [highest if extreme else rng.randint(0, highest) for _ in range(lanes)]
+            self.groups.append((sums, scale, codes, power))
+            for lane in range(lanes):
+                self.sums[lane] += (sums[lane] * factor(scale, mx) * factor(codes[lane], mx)
+                                    << 4 * power)
+
+
+@pytest.mark.parametrize("config, lanes", [(TINY, 1), (TINY, 2), (SMALL, 4), (DEEP, 8)],
+                         ids=lambda value: getattr(value, "name", str(value)))
+@pytest.mark.parametrize("mx", [False, True], ids=["a4", "mx"])
+def test_units(config, lanes, mx):
+    """Groups back to back or with pauses; sums are final exactly `latency` cycles after a step."""
+    dut = ScaleUnit(config, lanes)
+    rng = random.Random(lanes + 50 * mx)
+    units = [Unit(config, lanes, rng, mx, extreme=number % 5 == 1) for number in range(20)]
+    stimuli, shown, advances, cycle, free = {}, {}, set(), 0, 0
+    for unit in units:
+        for number, (sums, scale, codes, power) in enumerate(unit.groups):
+            cycle += rng.choice((0, 0, 0, 1, 5))
+            ends = number + 1 == len(unit.groups)
+            if ends:       # the row before has been shown when the first sum of this one moves in
+                cycle = max(cycle, free - ScaleUnit.latency + 1)
+            for lane, code in enumerate(codes):
+                stimuli[cycle + lane] = {
+                    "step": 1, "first": lane == 0, "last": ends, "sums": sums,
+                    "scale": activation_scale(scale, mx, power),
+                    "weight_scale": weight_byte(code, mx)}
+            cycle += lanes
+        first = cycle - 1 + ScaleUnit.latency
+        for lane, value in enumerate(unit.sums):
+            shown[first] = value
+            if lane + 1 < lanes:
+                first += rng.choice((0, 0, 2))
+                advances.add(first)
+                first += 1
+        free = first
+
+    async def bench(ctx):
+        for at in range(max(shown) + 1):
+            for name, value in stimuli.get(at, {"step": 0, "first": 1, "last": 1}).items():
+                ctx.set(getattr(dut, name), value)
+            ctx.set(dut.advance, at in advances)
+            if at in shown:
+                assert ctx.get(dut.sum) == shown[at], at
+            await ctx.tick()
+
+    assert len(set(shown.values())) > 10
     simulate(dut, bench)
 
 
@@ -125,41 +152,31 @@ def test_groups(config, lanes, mx):
 def test_all_scale_codes(mx):
     """Every weight scale code, and every activation scale code, alone."""
     dut = ScaleUnit(TINY, 1)
+    count = 16 if mx else CODES
+    pairs = [(code, count - 1 - code, 0) for code in range(count)]
+    pairs += [(scale, code, power) for scale, code in itertools.product((0, count - 1), repeat=2)
+              for power in range(3 if mx else 1)]
 
     async def bench(ctx):
-        bench = Bench(ctx, dut, random.Random(1), mx)
-        count = 16 if mx else CODES
-        pairs = [(code, count - 1 - code) for code in range(count)]
-        pairs += [(count - 1, count - 1), (0, count - 1), (count - 1, 0), (0, 0)]
-        await bench.tick(load=1, sums=[-3])
-        for number, (scale, code) in enumerate(pairs):
-            await bench.group([-3], bank=number & 1, first=True, scale=scale, codes=[code],
-                              gap=0, following=[-3])
-        for _ in range(8):
-            await bench.tick()
-
-    simulate(dut, bench)
-
-
-def test_latency():
-    dut = ScaleUnit(TINY, 2)
-
-    async def bench(ctx):
-        ctx.set(dut.sums, [5, 0])
-        ctx.set(dut.load, 1)
-        await ctx.tick()
-        ctx.set(dut.load, 0)
-        ctx.set(dut.step, 1)
-        ctx.set(dut.first_add, 1)
-        ctx.set(dut.mx, 1)
-        ctx.set(dut.scale, {"factor": 1, "shift": 0})
-        await ctx.tick()
-        ctx.set(dut.step, 0)
-        cycles = 1
-        while not ctx.get(dut.flush_sum):
+        ctx.set(dut.sums, [-3])
+        for name in ("step", "first", "last"):
+            ctx.set(getattr(dut, name), 1)
+        expected = []
+        for scale, code, power in [*pairs, *[(0, 0, 0)] * ScaleUnit.latency]:
+            ctx.set(dut.scale, activation_scale(scale, mx, power))
+            ctx.set(dut.weight_scale, weight_byte(code, mx))
+            expected.append(-3 * factor(scale, mx) * factor(code, mx) << 4 * power)
+            if len(expected) > ScaleUnit.latency:
+                assert ctx.get(dut.sum) == expected[-1 - ScaleUnit.latency]
             await ctx.tick()
-            cycles += 1
-        assert cycles == ScaleUnit.latency
-        assert ctx.get(dut.flush_sum) == 5
 
     simulate(dut, bench)
+
+
+def test_width_holds_the_largest_sums():
+    """All products of a tile at their largest, from the definition of the formats."""
+    for config in (TINY, SMALL, DEEP):
+        largest = 1 << tile_sum_width(config) - 1
+        assert 9 * config.tile_channels * 15 * 8 * naive.UNITS[0x7E] ** 2 < largest
+        assert 9 * 32 * 128 * 128 << 30 < largest
+        assert 8 * largest > 9 * 32 * 128 * 128 << 30
