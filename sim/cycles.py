@@ -21,10 +21,8 @@ import dataclasses
 import numba
 import numpy as np
 
-from golden.convolution import loads
-
-__all__ = ["RUN", "COLUMN", "Counts", "Map", "count_maps", "exact_counts", "job_runs",
-           "layer_cycles"]
+__all__ = ["RUN", "COLUMN", "Counts", "a4_counts", "count_maps", "exact_counts", "job_runs",
+           "layer_cycles", "mx_counts"]
 
 # Cycles from the strobe that starts a run to the first issue of a PE, besides one for each PE of
 # its side; from the last issue of a unit to its first chunk, besides its steps; and from a unit's
@@ -50,84 +48,67 @@ COLUMN = {name: place for place, name in enumerate(RUN)}
 class Counts:
     """What every input pixel of a channel tile gives both sides.
 
+    Arrays are (2, H, W): for A4 with the low and with the high split, for MX8 and IN16 of the low
+    and of the high nibbles.
+
     Members
     -------
-    words : (planes, H, W) int32, words of V codes for the dense side
-    entries : (planes, H, W) int32, entries of M non-zeros for the sparse side
-    nonzeros : (H, W) int32, non-zeros of the sparse side in all planes
+    mx : MX8 or IN16
+    words : pair, words of V codes for the dense side, the same at every pixel
+    entries : int32, entries of M non-zeros for the sparse side
+    nonzeros : int32, non-zeros of the sparse side
     feed : (H, W) int32, cycles in which the compactor takes the pixel's codes
-    worst_words, worst_entries : most that the loader reckons with for a pixel, all planes
+    cut : 256ths of the output pixels that have the high split
+    most_words, most_entries : that the loader reckons with for a pixel; 0: the side has no work
     memory_words : port words of a pixel's codes in memory
-    slots : of the tile
-    dense_pitch, sparse_pitch : rows of weights of a (tap, plane, tile of lanes) on either side
-
-    One plane for A4, two for MX8 and IN16.
+    dense_positions, sparse_positions : positions whose weights either side has
     """
 
-    words: np.ndarray
+    mx: bool
+    words: tuple
     entries: np.ndarray
     nonzeros: np.ndarray
     feed: np.ndarray
-    worst_words: int
-    worst_entries: int
+    cut: int
+    most_words: int
+    most_entries: int
     memory_words: int
-    slots: int
-    dense_pitch: int
-    sparse_pitch: int
-
-    @property
-    def mx(self):
-        """Whether there are two nibble planes."""
-        return len(self.words) == 2
+    dense_positions: int
+    sparse_positions: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Map:
-    """What a unit of each output pixel takes on one side, from `count_maps`; (H, W) int32 each.
+MAP = ("first", "rest", "wait", "issue", "empty", "products")
+"""What a unit of each output pixel takes on one side, arrays (2, H, W) for either split.
 
-    Members
-    -------
-    first : issues and empty groups up to the end of the first group that is scaled
-    rest : cycles from there to the last issue
-    wait : of these, those in which the last group alone waits for the scale units
-    issue : issues
-    empty : cycles of groups without products; an empty product is one of them, not an issue
-    nonzeros : products of a lane
-    """
-
-    first: np.ndarray
-    rest: np.ndarray
-    wait: np.ndarray
-    issue: np.ndarray
-    empty: np.ndarray
-    nonzeros: np.ndarray
+``first``: issues and empty groups up to the end of the first group that is scaled; ``rest``: cycles
+from there to the last issue; ``wait``: of these, those in which the last group alone waits for the
+scale units; ``issue``: issues; ``empty``: cycles of groups without products, an empty product among
+them; ``products``: of a lane.
+"""
+(FIRST, REST, WAIT, ISSUE, EMPTY, PRODUCTS) = range(len(MAP))
 
 
 @numba.njit(cache=True)
-def unit_costs(counts, work, kernel, steps, first, rest, wait, issue, empty, total):
-    """Fill the arrays of a `Map` from ``counts`` (planes, H, W) and ``work`` (H, W)."""
+def unit_costs(counts, work, kernel, steps, found):
+    """Fill ``found`` (len(MAP), H, W) from ``counts`` (planes, H, W) and ``work`` (H, W)."""
     planes, height, width = counts.shape
     reach = kernel // 2
+    groups = planes * planes
     for row in range(height):
         top, bottom = max(0, row - reach), min(height - 1, row + reach)
         for column in range(width):
             left, right = max(0, column - reach), min(width - 1, column + reach)
-            time = 0
-            head = -1
-            free = 0
-            issues = 0
-            empties = 0
-            products = 0
-            waited = 0
+            time, head, free, waited = 0, -1, 0, 0
+            issues, empties, products = 0, 0, 0
             for y in range(top, bottom + 1):
                 for x in range(left, right + 1):
                     products += work[y, x]
-                    for group in range(planes * planes):
+                    for group in range(groups):
                         count = counts[group // planes, y, x]
                         issues += count
                         if count == 0:
                             empties += 1
-                            if y < bottom or x < right or group + 1 < planes * planes:
+                            if y < bottom or x < right or group + 1 < groups:
                                 time += 1
                                 continue
                             count = 1
@@ -138,38 +119,42 @@ def unit_costs(counts, work, kernel, steps, first, rest, wait, issue, empty, tot
                             waited = max(0, free - time - count)
                             time += count + waited
                         free = time + steps
-            first[row, column] = head
-            rest[row, column] = time - head
-            wait[row, column] = waited
-            issue[row, column] = issues
-            empty[row, column] = empties
-            total[row, column] = products
+            found[FIRST, row, column] = head
+            found[REST, row, column] = time - head
+            found[WAIT, row, column] = waited
+            found[ISSUE, row, column] = issues
+            found[EMPTY, row, column] = empties
+            found[PRODUCTS, row, column] = products
 
 
 def count_maps(counts, kernel, config):
-    """(dense Map, sparse Map) of a channel tile's `Counts`; None for a side without PEs."""
-    shape = counts.words.shape[1:]
-    maps = []
-    for side, values, work in (("dense", counts.words, counts.words[0]),
-                               ("sparse", counts.entries, counts.nonzeros)):
-        if not getattr(config, f"{side}_pes"):
-            maps.append(None)
+    """What units take, (2 sides, len(MAP), 2, H, W) int32, for a channel tile's `Counts`."""
+    shape = counts.entries.shape[1:]
+    found = np.zeros((2, len(MAP), 2, *shape), dtype=np.int32)
+    for side, steps in enumerate((config.dense_steps, config.sparse_steps)):
+        given = (np.stack([np.full(shape, words, dtype=np.int32) for words in counts.words])
+                 if side == 0 else counts.entries)
+        if counts.mx:
+            # A nibble meets both planes of the weights.
+            unit_costs(given, 2 * counts.nonzeros.sum(0, dtype=np.int32), kernel, steps,
+                       found[side, :, 0])
+            found[side, :, 1] = found[side, :, 0]
             continue
-        found = [np.empty(shape, dtype=np.int32) for _ in range(6)]
-        unit_costs(values, work, kernel, getattr(config, f"{side}_steps"), *found)
-        maps.append(Map(*found))
-    return tuple(maps)
+        for split in range(2):
+            unit_costs(given[split:split + 1], counts.nonzeros[split], kernel, steps,
+                       found[side, :, split])
+    return found
 
 
 @numba.njit(cache=True)
-def form_runs(words, entries, feed, limits, worst, reach, tile, runs):
+def form_runs(entries, feed, words, limits, most, reach, tile, runs):
     """Divide a job into runs by the loader's rule; returns how many, columns ROW to FEED filled.
 
-    ``limits``: halves of the record, entry and code buffers; ``worst``: records, entries and words
-    that a pixel may take; ``tile``: first row, rows, first column, columns of the output. Limits of
-    a side that is not there must be large enough.
+    ``entries``, ``feed``: (H, W); ``words``: of a pixel; ``limits``: halves of the record, entry
+    and code buffers; ``most``: records, entries and words that a pixel may take; ``tile``: first
+    row, rows, first column, columns of the output. -1 if a row of output does not fit.
     """
-    planes, height, width = words.shape
+    height, width = entries.shape
     left, right = max(0, tile[2] - reach), min(width, tile[2] + tile[3] + reach)
     end = tile[0] + tile[1]
     needed = min(height, end + reach)
@@ -179,18 +164,14 @@ def form_runs(words, entries, feed, limits, worst, reach, tile, runs):
     while row < end:
         begin = max(0, row - reach)
         line = begin
-        used_entries, used_words, fed = 0, 0, 0
+        used, fed = 0, 0
         while line < needed:
-            rows = line - begin + 1
-            if line > begin and (rows * size * worst[0] > limits[0]
-                                 or used_entries + size * worst[1] > limits[1]
-                                 or used_words + size * worst[2] > limits[2]):
+            if ((line - begin + 1) * size * most[0] > limits[0]
+                    or used + size * most[1] > limits[1]
+                    or (line - begin) * size * words + size * most[2] > limits[2]):
                 break
-            for plane in range(planes):
-                for x in range(left, right):
-                    used_entries += entries[plane, line, x]
-                    used_words += words[plane, line, x]
             for x in range(left, right):
+                used += entries[line, x]
                 fed += feed[line, x]
             line += 1
         stop = end if line == needed else line - reach
@@ -201,8 +182,8 @@ def form_runs(words, entries, feed, limits, worst, reach, tile, runs):
         runs[number, INPUT_ROW] = begin
         runs[number, INPUT_ROWS] = line - begin
         runs[number, INPUT_PIXELS] = (line - begin) * size
-        runs[number, WORDS] = used_words
-        runs[number, ENTRIES] = used_entries
+        runs[number, WORDS] = (line - begin) * size * words
+        runs[number, ENTRIES] = used
         runs[number, FEED] = fed
         number += 1
         row = stop
@@ -217,67 +198,93 @@ def unit_cycles(side, quad):
 
 
 @numba.njit(cache=True)
-def walk_run(side_active, sides, first, rest, wait, issue, empty, row, rows, column, columns,
-             share, chunks, pixel_chunks, quad, runs, number):
-    """Cycles of one run: fill columns COMPUTE to NONZEROS of ``runs[number]``.
+def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pixel_chunks, quad,
+             run):
+    """Cycles of one run: fill columns COMPUTE to NONZEROS of its row of `job_runs`.
 
-    ``sides`` (2, 5): PEs, lanes, scale units, units for whose results there is room, cycles from a
-    last issue to the first chunk. ``share``: -1 for A4, else that of the descriptor.
+    Parameters
+    ----------
+    active : (2,) bool, of the dense and of the sparse side
+    sides : (2, 5): PEs, lanes, scale units, units for whose results there is room, cycles from a
+        last issue to the first chunk
+    maps : of `count_maps`
+    cut : of the split
+    words : (2,) of the dense side with the low and the high split
+    share : of the descriptor; -1 for A4
+    column, columns : of the output
+    chunks : V/4 outputs each that the job has
+    pixel_chunks : of a pixel with those that fill its last word
     """
     lead = np.array([unit_cycles(sides[0], quad), unit_cycles(sides[1], quad)])
-    pes_most = max(sides[0, 0], sides[1, 0], 1)
-    room_most = max(sides[0, 3], sides[1, 3], 1)
-    ended = np.zeros((2, pes_most), dtype=np.int64)      # cycle of the last issue or empty cycle
-    scaled = np.full((2, pes_most), -(1 << 40))          # first cycle in which a group may end
-    flushed = np.full((2, pes_most), -(1 << 40))         # first cycle in which a unit may end
-    done = np.zeros((2, pes_most), dtype=np.int64)       # units
-    taken = np.full((2, pes_most, room_most), -(1 << 40))
+    most_pes = max(sides[0, 0], sides[1, 0])
+    before = -(1 << 40)
+    ended = np.zeros((2, most_pes), dtype=np.int64)      # cycle of the last issue or empty cycle
+    group_free = np.full((2, most_pes), before)          # first cycle in which a group may end
+    unit_free = np.full((2, most_pes), before)           # first cycle in which a unit may end
+    done = np.zeros((2, most_pes), dtype=np.int64)       # units
+    taken = np.full((2, most_pes, max(sides[0, 3], sides[1, 3])), before)
     counter = np.zeros(2, dtype=np.int64)                # units of the side, null ones too
-    current = np.zeros(2, dtype=np.int64)                # PE of the side's unit that is merged
+    current = np.zeros(2, dtype=np.int64)                # PE of the unit that is merged
     arrival = np.zeros(2, dtype=np.int64)
+    mine = np.zeros(2, dtype=np.bool_)
+    sums = np.zeros((2, 4), dtype=np.int64)              # issue, scale, empty, room
     begin = np.empty(64, dtype=np.int64)                 # waits for room, grown as need be
     finish = np.empty(64, dtype=np.int64)
     waits = 0
-    tile_chunks = np.array([max(1, sides[0, 1] // quad), max(1, sides[1, 1] // quad)])
-    steps = np.array([max(1, sides[0, 1] // max(1, sides[0, 2])),
-                      max(1, sides[1, 1] // max(1, sides[1, 2]))])
+    tile_chunks = (max(1, sides[0, 1] // quad), max(1, sides[1, 1] // quad))
+    steps = (sides[0, 1] // sides[0, 2], sides[1, 1] // sides[1, 2])
     for side in range(2):
         ended[side, :] = sides[side, 0] + FIRST_ISSUE - 1
-    merged = 0
-    place = 0
-    sums = np.zeros((2, 4), dtype=np.int64)              # issue, scale, empty, room
-    for y in range(row, row + rows):
+    merged, place, phase, products = 0, 0, 0, 0
+    for y in range(run[ROW], run[ROW] + run[ROWS]):
         for x in range(column, column + columns):
             place += 1
-            dense_pixel = share > 0 and place % share == 0
+            phase += cut
+            split = 1 if phase >= 256 else 0
+            phase &= 255
+            if share < 0:
+                mine[0], mine[1] = active[0] and words[split] > 0, active[1]
+                if active[0] and not mine[0]:
+                    if sides[0, 0] == 1:
+                        ended[0, 0] += 1
+                        sums[0, 2] += 1
+                    else:
+                        for _ in range(0, chunks, tile_chunks[0]):
+                            ended[0, counter[0] % sides[0, 0]] += 1
+                            counter[0] += 1
+                            sums[0, 2] += 1
+            else:
+                mine[0] = active[0] and share > 0 and place % share == 0
+                mine[1] = active[1] and not mine[0]
+                if active[1] and not mine[1]:
+                    for _ in range(0, chunks, tile_chunks[1]):
+                        ended[1, counter[1] % sides[1, 0]] += 1
+                        counter[1] += 1
+                        sums[1, 2] += 1
+            if mine[1]:
+                products += maps[1, PRODUCTS, split, y, x]
             for chunk in range(chunks):
                 ready = merged + 1
                 for side in range(2):
-                    if not side_active[side]:
+                    if not mine[side]:
                         continue
-                    mine = share < 0 or (side == 0) == dense_pixel
-                    if not mine and side == 0:
-                        continue
-                    if chunk % tile_chunks[side] == 0:
+                    within = chunk % tile_chunks[side]
+                    if within == 0:
                         pe = counter[side] % sides[side, 0]
                         counter[side] += 1
-                        if not mine:
-                            ended[side, pe] += 1
-                            sums[side, 2] += 1
-                            continue
                         current[side] = pe
-                        head = ended[side, pe] + first[side, y, x]
-                        last = max(head, scaled[side, pe]) + rest[side, y, x]
-                        # The cycle from which its last issue would come if nothing held it.
-                        came = last - wait[side, y, x] if rest[side, y, x] else head
-                        last = max(last, flushed[side, pe])
-                        issues, empties = issue[side, y, x], empty[side, y, x]
+                        rest = maps[side, REST, split, y, x]
+                        issues = maps[side, ISSUE, split, y, x]
+                        empties = maps[side, EMPTY, split, y, x]
+                        head = ended[side, pe] + maps[side, FIRST, split, y, x]
+                        last = max(head, group_free[side, pe]) + rest
+                        # The cycle in which its last issue would come if nothing held it.
+                        came = last - maps[side, WAIT, split, y, x] if rest else head
+                        last = max(last, unit_free[side, pe])
                         sums[side, 0] += issues
-                        sums[side, 2] += empties
                         sums[side, 1] += (last - ended[side, pe]) - issues - empties
-                        slot = done[side, pe] % sides[side, 3]
-                        roomy = taken[side, pe, slot] + ROOM
-                        sums[side, 3] += max(0, roomy - last)
+                        sums[side, 2] += empties
+                        roomy = taken[side, pe, done[side, pe] % sides[side, 3]] + ROOM
                         if roomy > came:
                             if waits == len(begin):
                                 begin = np.concatenate((begin, np.empty_like(begin)))
@@ -285,54 +292,41 @@ def walk_run(side_active, sides, first, rest, wait, issue, empty, row, rows, col
                             begin[waits] = came
                             finish[waits] = roomy
                             waits += 1
+                            sums[side, 3] += max(0, roomy - last)
                             last = max(last, roomy)
                         ended[side, pe] = last
-                        scaled[side, pe] = last + steps[side]
-                        flushed[side, pe] = last + lead[side]
+                        group_free[side, pe] = last + steps[side]
+                        unit_free[side, pe] = last + lead[side]
                         arrival[side] = last + sides[side, 4]
-                    if mine:
-                        ready = max(ready, arrival[side] + chunk % tile_chunks[side])
+                    ready = max(ready, arrival[side] + within)
                 merged = ready
                 for side in range(2):
-                    if (side_active[side] and (share < 0 or (side == 0) == dense_pixel)
-                            and (chunk + 1 == chunks
-                                 or (chunk + 1) % tile_chunks[side] == 0)):
+                    if mine[side] and (chunk + 1 == chunks
+                                       or (chunk + 1) % tile_chunks[side] == 0):
                         pe = current[side]
                         taken[side, pe, done[side, pe] % sides[side, 3]] = merged
                         done[side, pe] += 1
             merged += pixel_chunks - chunks
-    runs[number, COMPUTE] = merged
+    run[COMPUTE] = merged
+    run[CHUNKS] = place * pixel_chunks
+    run[NONZEROS] = products
     for side in range(2):
-        busy = 0
-        if side_active[side]:
-            for pe in range(sides[side, 0]):
-                busy = max(busy, ended[side, pe])
-        runs[number, DENSE_BUSY + side] = busy
-        for cause in range(4):
-            runs[number, DENSE_ISSUE + 4 * side + cause] = sums[side, cause]
+        run[DENSE_BUSY + side] = ended[side, :sides[side, 0]].max() if active[side] else 0
+        run[DENSE_ISSUE + 4 * side:DENSE_ISSUE + 4 * side + 4] = sums[side]
     union, until = 0, 0
-    for place in np.argsort(begin[:waits]):
-        union += max(0, finish[place] - max(begin[place], until))
-        until = max(until, finish[place])
-    runs[number, STALL] = union
-    runs[number, CHUNKS] = rows * columns * chunks
+    for wait in np.argsort(begin[:waits]):
+        union += max(0, finish[wait] - max(begin[wait], until))
+        until = max(until, finish[wait])
+    run[STALL] = union
 
 
 @numba.njit(cache=True)
-def walk_job(side_active, sides, first, rest, wait, issue, empty, products, column, columns,
-             share, chunks, pixel_chunks, quad, runs):
-    """`walk_run` for every run of a job, and the products of a sparse lane."""
+def walk_job(active, sides, maps, cut, words, share, column, columns, chunks, pixel_chunks, quad,
+             runs):
+    """`walk_run` for every run of a job."""
     for number in range(len(runs)):
-        row, rows = runs[number, ROW], runs[number, ROWS]
-        walk_run(side_active, sides, first, rest, wait, issue, empty, row, rows, column, columns,
-                 share, chunks, pixel_chunks, quad, runs, number)
-        total, place = 0, 0
-        for y in range(row, row + rows):
-            for x in range(column, column + columns):
-                place += 1
-                if share <= 0 or place % share:
-                    total += products[y, x]
-        runs[number, NONZEROS] = total
+        walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pixel_chunks,
+                 quad, runs[number])
 
 
 def limits_of(config):
@@ -361,29 +355,24 @@ def job_runs(shape, job, share, counts, maps, config):
         If the rows that a row of output needs do not fit the buffers.
     """
     runs = np.zeros((job.height, len(RUN)), dtype=np.int64)
-    worst = np.array([2 if counts.mx else 1, counts.worst_entries, counts.worst_words],
-                     dtype=np.int64)
-    number = form_runs(counts.words, counts.entries, counts.feed, limits_of(config), worst,
-                       shape.kernel // 2,
-                       np.array([job.y, job.height, job.x, job.width], dtype=np.int64), runs)
+    number = form_runs(
+        counts.entries.sum(0, dtype=np.int32) if counts.mx else counts.entries[0], counts.feed,
+        counts.most_words, limits_of(config),
+        np.array([2 if counts.mx else 1, counts.most_entries, counts.most_words], dtype=np.int64),
+        shape.kernel // 2, np.array([job.y, job.height, job.x, job.width], dtype=np.int64), runs)
     if number < 0:
         raise ValueError(f"rows of {job.width} columns must fit half of the buffers of"
                          f" {config.name}")
     runs = runs[:number]
-    share = share if counts.mx else -1
-    dense, sparse = maps
-    active = np.array([
-        dense is not None and (share > 0 if counts.mx else counts.worst_words > 0),
-        sparse is not None and (share != 1 if counts.mx else counts.worst_entries > 0)])
-    shown = dense or sparse
-    both = [np.stack([getattr(side or shown, name) for side in maps])
-            for name in ("first", "rest", "wait", "issue", "empty")]
+    if counts.mx:
+        active = share != 0, share != 1
+    else:
+        active = counts.most_words > 0, counts.most_entries > 0
+    active = np.array([active[0] and config.dense_pes > 0, active[1] and config.sparse_pes > 0])
     chunks = -(-job.outputs // config.quad)
-    walk_job(active, sides_of(config), *both, (sparse or shown).nonzeros, job.x, job.width, share,
-             chunks, chunks if job.keep_sums else -(-job.outputs // config.vector) * 4,
-             config.quad, runs)
-    if not active[1]:
-        runs[:, NONZEROS] = 0
+    walk_job(active, sides_of(config), maps, counts.cut, np.array(counts.words, dtype=np.int64),
+             share if counts.mx else -1, job.x, job.width, chunks,
+             chunks if job.keep_sums else -(-job.outputs // config.vector) * 4, config.quad, runs)
     return runs
 
 
@@ -406,22 +395,51 @@ def exact_counts(codes, channels, config):
     channels : golden.detector.ChannelList of the tile
     config : hw.config.Config
     """
-    words, nonzeros = (part.numpy() for part in loads(codes, channels))
+    ordered = channels.gather(codes.codes, config.vector).numpy()     # (positions, H, W)
+    if codes.format.mx:
+        nonzero = np.stack([ordered & 15, ordered >> 4]) != 0
+        return mx_counts(nonzero.sum(1), config)
+    low, high = channels.low, channels.high
+    kept = (ordered[low:] != 0)
+    return a4_counts(np.stack([kept.sum(0), kept[high - low:].sum(0)]), len(channels.slots), low,
+                     high, channels.cut, config)
+
+
+def a4_counts(nonzeros, channels, low, high, cut, config):
+    """Counts of a channel tile of A4.
+
+    Parameters
+    ----------
+    nonzeros : (2, H, W), non-zeros at positions from ``low`` and from ``high`` on
+    channels : of the tile's list
+    low, high, cut : of the list
+    config : hw.config.Config
+    """
     vector, rate = config.vector, config.sparse_rate
-    positions = _ceil(len(channels.slots), vector)
-    mx = len(words) == 2
-    low = 0 if mx else channels.low // vector
-    most = positions if mx else _ceil(channels.high, vector)
+    nonzeros = nonzeros.astype(np.int32)
     entries = _ceil(nonzeros, rate)
+    # With the high split the entries before the first one that counts are left out.
+    skipped = np.where(nonzeros[1] > 0, (nonzeros[0] - nonzeros[1]) // rate, entries[0])
+    positions = _ceil(channels, vector)
     return Counts(
-        words=words.astype(np.int32), entries=entries.astype(np.int32),
-        nonzeros=nonzeros.sum(0).astype(np.int32),
+        mx=False, words=(_ceil(low, vector), _ceil(high, vector)),
+        entries=np.stack([entries[0], entries[0] - skipped]), nonzeros=nonzeros,
         # A word takes a cycle, and so does an entry: whichever are more.
-        feed=np.maximum(positions, entries).sum(0).astype(np.int32),
-        worst_words=len(words) * most,
-        worst_entries=len(words) * _ceil(len(channels.slots) - (0 if mx else channels.low), rate),
-        memory_words=len(words) * positions, slots=positions * vector, dense_pitch=most,
-        sparse_pitch=(positions - low) * vector)
+        feed=np.maximum(positions, entries[0]), cut=cut, most_words=_ceil(high, vector),
+        most_entries=_ceil(channels - low, rate), memory_words=positions, dense_positions=high,
+        sparse_positions=channels - low)
+
+
+def mx_counts(nonzeros, config):
+    """Counts of a block of 32 slots of MX8 or IN16; ``nonzeros`` (2, H, W): of its nibbles."""
+    nonzeros = nonzeros.astype(np.int32)
+    entries = _ceil(nonzeros, config.sparse_rate)
+    words, entries_most = 32 // config.vector, 32 // config.sparse_rate
+    return Counts(
+        mx=True, words=(words, words), entries=entries, nonzeros=nonzeros,
+        feed=np.maximum(words, entries).sum(0, dtype=np.int32), cut=0, most_words=2 * words,
+        most_entries=2 * entries_most, memory_words=2 * words, dense_positions=32,
+        sparse_positions=32)
 
 
 def layer_cycles(plan, result, config):

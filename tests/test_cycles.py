@@ -79,21 +79,32 @@ def simulate(config, shape, job, run, counts, share):
     quad, chunks = config.quad, -(-job.outputs // config.quad)
     pixels = [(y, x) for y in range(run[0], run[0] + run[1])
               for x in range(job.x, job.x + job.width)]
-    height, width = counts.words.shape[1:]
+    height, width = counts.feed.shape
     work, order = {}, {}
-    for side, values in (("dense", counts.words), ("sparse", counts.entries)):
+    for side in ("dense", "sparse"):
         pes, lanes = getattr(config, f"{side}_pes"), getattr(config, f"{side}_lanes")
-        most = counts.worst_words if side == "dense" else counts.worst_entries
+        most = counts.most_words if side == "dense" else counts.most_entries
         unused = {"dense": 0, "sparse": 1}[side]
         active = pes and (share != unused if mx else most > 0)
+        tiles = -(-chunks // (lanes // quad))
         work[side], order[side] = [[] for _ in range(pes)], {}
-        number = 0
+        number = phase = 0
         for place, (y, x) in enumerate(pixels, 1) if active else ():
+            phase += counts.cut
+            split, phase = divmod(phase, 256)
+            values = np.full((2, height, width), counts.words[split])
+            if side == "sparse":
+                values = counts.entries if mx else counts.entries[split:]
             given = bool(share) and place % share == 0
-            mine = not mx or given == (side == "dense")
+            mine = (given == (side == "dense") if mx else
+                    side == "sparse" or counts.words[split] > 0)
             if not mine and side == "dense":
-                continue
-            for tile in range(-(-chunks // (lanes // quad))):
+                if mx:
+                    continue
+                if pes == 1:      # one cycle for the whole pixel
+                    work[side][0].append((0, False, 0))
+                    continue
+            for tile in range(tiles):
                 size = min(lanes // quad, chunks - tile * (lanes // quad))
                 pe, number = number % pes, number + 1
                 if not mine:
@@ -135,22 +146,23 @@ def simulate(config, shape, job, run, counts, share):
 
 
 def random_counts(rng, config, mx, height, width):
-    """Counts with zeros among them, as a tile of one or two words may have."""
-    planes, words = (2, 32 // config.vector) if mx else (1, int(rng.integers(0, 3)))
-    most = int(rng.integers(1, 9))
-    entries = rng.integers(0, most + 1, (planes, height, width)) * (rng.random(
-        (planes, height, width)) < rng.choice((0.3, 0.8, 1)))
-    given = np.full((planes, height, width), words)
-    if not mx and words:
-        given -= rng.integers(0, 2, given.shape) * rng.integers(0, 2)
-    worst = int(words and given.max()) if not mx else 2 * words
-    if not mx and not worst and not config.sparse_pes:
-        given, worst = given + 1, 1
-    return cycles.Counts(
-        words=given.astype(np.int32), entries=entries.astype(np.int32),
-        nonzeros=entries.sum(0).astype(np.int32), feed=np.ones((height, width), dtype=np.int32),
-        worst_words=worst, worst_entries=planes * most, memory_words=1, slots=32, dense_pitch=1,
-        sparse_pitch=32)
+    """Counts of a tile with pixels that have no non-zeros among them."""
+    vector, rate = config.vector, config.sparse_rate
+    there = rng.random((height, width)) < rng.choice((0.3, 0.8, 1))
+    if mx:
+        return cycles.mx_counts(rng.integers(0, 33, (2, height, width)) * there, config)
+    channels = int(rng.integers(1, 3 * vector))
+    words = -(-channels // vector)
+    low = int(rng.integers(0, words + 1)) * vector if config.sparse_pes else channels
+    low = min(low if config.dense_pes else 0, channels)
+    cut = int(rng.integers(0, 256)) if low < channels and config.dense_pes else 0
+    high = min(low + vector, channels) if cut else low
+    rest = rng.integers(0, channels - high + 1, (height, width)) * there
+    boundary = rng.integers(0, high - low + 1, (height, width)) * there
+    counts = cycles.a4_counts(
+        np.stack([rest + boundary, rest]), channels, low, high, cut, config)
+    assert (counts.entries[1] * rate >= rest).all()
+    return counts
 
 
 def random_job(rng, config, mx):
