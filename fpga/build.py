@@ -164,7 +164,7 @@ def build(board, config, out, *, json=None, report=None, core=None):
         with stage("verilog"):
             if core is None:
                 from hw import verilog
-                core, _ = verilog.generate(config)
+                core, _ = verilog.generate(config, carry_cells=True)
             files = plan(board, config, core)
             files.extract(folder)
         commands = json_format.loads(files.files[f"build_{NAME}.json"])["commands"]

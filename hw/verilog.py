@@ -4,6 +4,7 @@ import re
 
 from amaranth.back import verilog
 
+from .carry import CarryCells
 from .core import Core
 from .descriptor import FIELDS, VERSION, WORDS, Error, Format, Kind
 from .parts import collect
@@ -14,10 +15,11 @@ __all__ = ["MODULE", "emit", "generate"]
 MODULE = "sqdm_core"
 
 
-def generate(config):
+def generate(config, *, carry_cells=False):
     """Verilog text of the core and a plain dictionary that describes it.
 
-    The text depends on ``config`` alone. The dictionary has ``module``, ``parameters`` (the
+    The text depends on the arguments alone. With ``carry_cells`` the multipliers are made of ECP5
+    carry cells (see `hw.carry`), which only tools for that FPGA know. The dictionary has ``module``, ``parameters`` (the
     fields of `Config`), ``derived`` widths, ``ports``, ``registers``, ``descriptor``, ``errors``,
     ``kinds`` and ``formats``.
     """
@@ -25,7 +27,8 @@ def generate(config):
     header = (f"// {MODULE}: SQ-DM core, configuration {config.name}\n"
               + "".join(f"//   {name} = {value}\n" for name, value in config.as_dict().items())
               + "// Clock clk; rst is synchronous and active high.\n\n")
-    return header + emit(core, MODULE), describe(core, config)
+    platform = CarryCells() if carry_cells else None
+    return header + emit(core, MODULE, platform), describe(core, config)
 
 
 def describe(core, config):
@@ -66,11 +69,12 @@ def describe(core, config):
     }
 
 
-def emit(component, name):
+def emit(component, name, platform=None):
     """Verilog text of ``component`` as module ``name``, every part once, innermost first."""
     modules = [*collect(component).items(), (name, component)]
     return "\n".join(
-        fold_initial_values(verilog.convert(part, name=module, emit_src=False))
+        fold_initial_values(
+            verilog.convert(part, name=module, platform=platform, emit_src=False))
         for module, part in modules)
 
 

@@ -28,8 +28,9 @@ def tile_chunks(config, side):
 
 def test_distances_of_presets():
     """Steps and units of work as they follow from lanes and units, by hand."""
-    expected = {("tiny", "dense"): (1, 1), ("tiny", "sparse"): (4, 4), ("eight", "sparse"): (8, 8),
-                ("small", "dense"): (1, 2), ("small", "sparse"): (2, 9), ("large", "sparse"): (2, 9)}
+    expected = {
+        ("tiny", "dense"): (1, 1), ("tiny", "sparse"): (4, 4), ("eight", "sparse"): (8, 8),
+        ("small", "dense"): (1, 2), ("small", "sparse"): (2, 9), ("large", "sparse"): (2, 9)}
     assert expected == {(config.name, side): (steps(config, side), unit_cycles(config, side))
                         for config, side in CASES}
 
