@@ -12,11 +12,12 @@ __all__ = ["Compactor", "word_layout"]
 def word_layout(config, tag):
     """A code word of a group.
 
-    ``codes``; ``mask``: the channels that count; ``word``: its place in the weights; ``last`` of
-    its group; ``tag``: comes out at the group's end.
+    ``codes``; ``mask``: the channels that count; ``early``: those that some output pixels leave
+    out; ``word``: its place in the weights; ``last`` of its group; ``tag``: comes out at the
+    group's end.
     """
     return data.StructLayout({
-        "codes": 4 * config.vector, "mask": config.vector,
+        "codes": 4 * config.vector, "mask": config.vector, "early": config.vector,
         "word": range(config.tile_channels // config.vector), "last": 1, "tag": tag})
 
 
@@ -27,6 +28,15 @@ def prefix_sums(values):
     half = len(values) // 2
     low, high = prefix_sums(values[:half]), prefix_sums(values[half:])
     return low + [low[-1] + value for value in high]
+
+
+def fours_of(bits):
+    return [bits[n:n + 4] for n in range(0, len(bits), 4)]
+
+
+def ones_of(four):
+    """Number of ones of four bits, a look-up table a bit."""
+    return Array(Const(n.bit_count(), 3) for n in range(16))[four]
 
 
 class Compactor(wiring.Component):
@@ -47,10 +57,12 @@ class Compactor(wiring.Component):
     -------
     i : ``In(stream.Signature(word_layout(config, tag)))``
         Position of a channel is ``word`` * V + channel.
-    o : ``Out(stream.Signature({entry, filled, last, tag}, always_ready=True))``
+    o : ``Out(stream.Signature({entry, filled, last, skip, rest, tag}, always_ready=True))``
         ``entry``: see `entry_layout`; items that are missing have code 0 and any position.
         ``filled``: it is an entry. ``last``: the group ends, with ``tag``; a group without
-        non-zeros gives one payload with ``last`` and without ``filled``.
+        non-zeros gives one payload with ``last`` and without ``filled``. With ``last`` come
+        ``skip``, the number of entries full of early non-zeros, and ``rest``, whether there are
+        any others.
     """
 
     latency = 3
@@ -60,7 +72,9 @@ class Compactor(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(word_layout(config, tag))),
             "o": Out(stream.Signature(data.StructLayout({
-                "entry": entry_layout(config), "filled": 1, "last": 1, "tag": tag,
+                "entry": entry_layout(config), "filled": 1, "last": 1,
+                "skip": range(config.tile_channels // config.sparse_rate + 1), "rest": 1,
+                "tag": tag,
             }), always_ready=True)),
         })
 
@@ -93,11 +107,11 @@ class Compactor(wiring.Component):
                 nonzero.eq(i.mask & Cat(
                     i.codes.word_select(n, 4).any() for n in range(vector))),
             ]
-        fours = [nonzero[n:n + 4] for n in range(0, vector, 4)]
+        fours = fours_of(nonzero)
         counts = []
         for number, four in enumerate(fours):
             count = Signal(3, name=f"count_{number}")
-            m.d.comb += count.eq(Array(Const(n.bit_count(), 3) for n in range(16))[four])
+            m.d.comb += count.eq(ones_of(four))
             counts.append(count)
         before = [Const(0), *prefix_sums(counts)]
         next_total = Signal.like(total)
@@ -110,6 +124,17 @@ class Compactor(wiring.Component):
             m.d.sync += [total.eq(next_total), held.eq(rest)]
             with m.If(first_valid):
                 m.d.sync += rest.eq(Mux(first.last, 0, next_total[:rate_bits]))
+
+        # non-zeros of the group that are early, and whether there are others
+        early, some_rest = Signal(range(self.config.tile_channels + 1)), Signal()
+        fresh = Signal(init=1)
+        with m.If(move & first_valid):
+            m.d.sync += [
+                early.eq(Mux(fresh, 0, early) + sum(ones_of(four) for four in fours_of(
+                    nonzero & first.early))),
+                some_rest.eq((~fresh & some_rest) | (nonzero & ~first.early).any()),
+                fresh.eq(first.last),
+            ]
 
         # cycle 2 on: a row of M ranks a cycle; what does not fill a row waits for the next word
         row = Signal(range((vector + rate - 1) // rate + 1))
@@ -145,6 +170,8 @@ class Compactor(wiring.Component):
             self.o.valid.eq(valid & ((row < entries) | (done & word.last))),
             o.filled.eq(row < entries),
             o.last.eq(done & word.last),
+            o.skip.eq(early >> rate_bits),
+            o.rest.eq(some_rest),
             o.tag.eq(word.tag),
         ]
         for number in range(rate):

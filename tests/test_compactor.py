@@ -16,7 +16,7 @@ CONFIGS = [replace(TINY, name=f"rate-{rate}-{vector}", sparse_rate=rate, vector=
 
 
 def random_groups(config, rng, count):
-    """Groups of (codes, mask, word) with all densities, empty ones and full ones."""
+    """Groups of (codes, mask, early, word) with all densities, empty ones and full ones."""
     groups = []
     for _ in range(count):
         density = rng.choice((0, 0.05, 0.3, 0.5, 0.9, 1))
@@ -27,29 +27,32 @@ def random_groups(config, rng, count):
             ([rng.randrange(1, 16) if rng.random() < density else 0
               for _ in range(config.vector)],
              rng.choice(((1 << config.vector) - 1, 0, -1 << rng.randrange(config.vector)))
-             & (1 << config.vector) - 1, first + n) for n in range(words)])
+             & (1 << config.vector) - 1, rng.choice((0, (1 << config.vector) - 1, 0xFF)),
+             first + n) for n in range(words)])
     return groups
 
 
 def entries_of(config, group):
-    """Entries of a group as lists of (position, code), and the cycles that it takes."""
-    rate, items, cycles = config.sparse_rate, [], 0
-    for number, (codes, mask, word) in enumerate(group):
+    """Entries of a group as lists of (position, code), skip, rest, and the cycles it takes."""
+    rate, items, cycles, early = config.sparse_rate, [], 0, 0
+    for number, (codes, mask, skipped, word) in enumerate(group):
         before = len(items)
         items += [(word * config.vector + n, code) for n, code in enumerate(codes)
                   if code and mask >> n & 1]
+        early += sum(code > 0 and mask & skipped & 1 << n > 0 for n, code in enumerate(codes))
         full = len(items) // rate - before // rate
         full += number == len(group) - 1 and len(items) % rate > 0
         cycles += max(1, full)
-    return [items[n:n + rate] for n in range(0, len(items), rate)], cycles
+    entries = [items[n:n + rate] for n in range(0, len(items), rate)]
+    return (entries, early // rate, int(early < len(items))), cycles
 
 
 def run(config, groups, stall, rng):
     """Entries and tag of each group, and the cycles from the first word to the last payload."""
     dut = Compactor(config, 8)
     seen, times = [[]], []
-    words = [(codes, mask, word, n == len(group) - 1, number & 255)
-             for number, group in enumerate(groups) for n, (codes, mask, word) in enumerate(group)]
+    words = [(*word, n == len(group) - 1, number & 255)
+             for number, group in enumerate(groups) for n, word in enumerate(group)]
 
     async def bench(ctx):
         sent = after = cycle = 0
@@ -58,9 +61,9 @@ def run(config, groups, stall, rng):
             offered = sent < len(words) and (offered or rng.random() >= stall)
             ctx.set(dut.i.valid, offered)
             if offered:
-                codes, mask, word, last, tag = words[sent]
-                ctx.set(dut.i.payload, {"codes": nibbles(codes), "mask": mask, "word": word,
-                                        "last": last, "tag": tag})
+                codes, mask, early, word, last, tag = words[sent]
+                ctx.set(dut.i.payload, {"codes": nibbles(codes), "mask": mask, "early": early,
+                                        "word": word, "last": last, "tag": tag})
             if ctx.get(dut.o.valid):
                 times.append(cycle)
                 o = ctx.get(dut.o.payload)
@@ -69,6 +72,7 @@ def run(config, groups, stall, rng):
                     seen[-1].append([(item.position, item.code) for item in o.entry if item.code])
                 if o.last:
                     assert o.tag == (len(seen) - 1) & 255
+                    seen[-1] = seen[-1], o.skip, o.rest
                     seen.append([])
             if offered and ctx.get(dut.i.ready):
                 if not sent:
@@ -103,5 +107,5 @@ def test_pace(config):
 
 def test_latency():
     dut = Compactor(CONFIGS[2], 8)
-    group = [([1] * 4 + [0] * 12, 0xFFFF, 0)]
+    group = [([1] * 4 + [0] * 12, 0xFFFF, 0, 0)]
     assert run(dut.config, [group], 0, random.Random(0))[1] == Compactor.latency
