@@ -73,7 +73,7 @@ def delay(m, value, cycles, name):
     return value
 
 
-def connect_drain(m, drain, groups, weight_scales, results):
+def connect_drain(m, drain, results, groups, weight_scales):
     """Connect a `Drain` with ``groups``, the parts with a scale unit each, and with `Results`.
 
     ``weight_scales`` is a row of the buffer of weight scales, a byte each unit.

@@ -19,9 +19,9 @@ def generate(config, *, carry_cells=False):
     """Verilog text of the core and a plain dictionary that describes it.
 
     The text depends on the arguments alone. With ``carry_cells`` the multipliers are made of ECP5
-    carry cells (see `hw.carry`), which only tools for that FPGA know. The dictionary has ``module``, ``parameters`` (the
-    fields of `Config`), ``derived`` widths, ``ports``, ``registers``, ``descriptor``, ``errors``,
-    ``kinds`` and ``formats``.
+    carry cells (see `hw.carry`), which only tools for that FPGA know. The dictionary has
+    ``module``, ``parameters`` (the fields of `Config`), ``derived`` widths, ``ports``,
+    ``registers``, ``descriptor``, ``errors``, ``kinds`` and ``formats``.
     """
     core = Core(config)
     header = (f"// {MODULE}: SQ-DM core, configuration {config.name}\n"

@@ -63,7 +63,7 @@ class Lanes(wiring.Component):
             else:
                 m.d.comb += [part.codes.eq(extend_codes(self.codes, self.codes_signed)),
                              part.weights_signed.eq(self.weights_signed)]
-        connect_drain(m, drain, groups, self.weight_scales, results)
+        connect_drain(m, drain, results, groups, self.weight_scales)
         m.d.comb += [
             drain.group_valid.eq(self.group_valid), drain.group.eq(self.group),
             self.scale_row.eq(drain.scale_row), self.returned.eq(results.returned)]
