@@ -21,8 +21,8 @@ import dataclasses
 import numba
 import numpy as np
 
-__all__ = ["RUN", "COLUMN", "Counts", "a4_counts", "count_maps", "exact_counts", "job_runs",
-           "layer_cycles", "mx_counts"]
+__all__ = ["RUN", "COLUMN", "Counts", "Layer", "a4_counts", "exact_counts", "layer_cycles",
+           "mx_counts"]
 
 # Cycles from the strobe that starts a run to the first issue of a PE, besides one for each PE of
 # its side; from the last issue of a unit to its first chunk, besides its steps; and from a unit's
@@ -32,7 +32,7 @@ DENSE_RESULT = 9
 SPARSE_RESULT = 10
 ROOM = 1
 
-# What `job_runs` says of a run. Stalls are summed over the PEs of a side; ``stall`` counts the
+# What `Layer.runs` says of a run. Stalls are summed over the PEs of a side; ``stall`` counts the
 # cycles in which any PE waits for room.
 RUN = ("row", "rows", "input_row", "input_rows", "input_pixels", "words", "entries", "feed",
        "compute", "dense_busy", "sparse_busy", "stall", "chunks",
@@ -200,7 +200,7 @@ def unit_cycles(side, quad):
 @numba.njit(cache=True)
 def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pixel_chunks, quad,
              run):
-    """Cycles of one run: fill columns COMPUTE to NONZEROS of its row of `job_runs`.
+    """Cycles of one run: fill columns COMPUTE to NONZEROS of its row of `Layer.runs`.
 
     Parameters
     ----------
@@ -321,69 +321,112 @@ def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pi
 
 
 @numba.njit(cache=True)
-def walk_job(active, sides, maps, cut, words, share, column, columns, chunks, pixel_chunks, quad,
-             runs):
-    """`walk_run` for every run of a job."""
-    for number in range(len(runs)):
-        walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pixel_chunks,
-                 quad, runs[number])
-
-
-def limits_of(config):
-    """Halves of the record, entry and code buffers; no limit for a side that is not there."""
-    none = 1 << 40
-    return np.array([config.record_depth // 2,
-                     config.entry_depth // 2 if config.sparse_pes else none,
-                     config.codes_depth // 2 if config.dense_pes else none], dtype=np.int64)
-
-
-def job_runs(shape, job, share, counts, maps, config):
-    """Runs of a job, (runs, len(RUN)) int64.
+def walk_jobs(jobs, active, tiles, entries, feed, maps, limits, sides, reach, share, quad, runs,
+              ends):
+    """Runs of jobs, one after the other; returns how many, or -1 if one does not fit.
 
     Parameters
     ----------
-    shape : sim.shape.Shape of the layer
-    job : sim.tiler.Job
-    share : of the descriptor
-    counts : Counts of its channel tile
-    maps : of `count_maps`
+    jobs : (jobs, 7): tile of channels, row, rows, column, columns, chunks, chunks of a pixel with
+        those that fill its last word
+    active : (tiles, 2) bool
+    tiles : (tiles, 6): cut, low and high words, records, entries and words a pixel may take
+    entries, feed : (tiles, H, W)
+    maps : (tiles, 2, len(MAP), 2, H, W)
+    ends : (jobs,), filled: number of the first run after each job
+    """
+    number = 0
+    for job in range(len(jobs)):
+        tile = jobs[job, 0]
+        count = form_runs(entries[tile], feed[tile], tiles[tile, 5], limits, tiles[tile, 3:6],
+                          reach, jobs[job, 1:5], runs[number:])
+        if count < 0:
+            return -1
+        for _ in range(count):
+            walk_run(active[tile], sides, maps[tile], tiles[tile, 0], tiles[tile, 1:3], share,
+                     jobs[job, 3], jobs[job, 4], jobs[job, 5], jobs[job, 6], quad, runs[number])
+            number += 1
+        ends[job] = number
+    return number
+
+
+class Layer:
+    """What a layer's jobs need on a core, but not the counts: made once, used for any evaluation.
+
+    Parameters
+    ----------
+    kernel : int
+    jobs : sequence of sim.tiler.Job
+    share : int
+        Of the descriptor.
     config : hw.config.Config
 
-    Raises
-    ------
-    ValueError
-        If the rows that a row of output needs do not fit the buffers.
+    Attributes
+    ----------
+    place : (jobs,)
+        Which of the jobs that differ each job is, for cycles: outputs with others before them and
+        the same sizes take as long.
     """
-    runs = np.zeros((job.height, len(RUN)), dtype=np.int64)
-    number = form_runs(
-        counts.entries.sum(0, dtype=np.int32) if counts.mx else counts.entries[0], counts.feed,
-        counts.most_words, limits_of(config),
-        np.array([2 if counts.mx else 1, counts.most_entries, counts.most_words], dtype=np.int64),
-        shape.kernel // 2, np.array([job.y, job.height, job.x, job.width], dtype=np.int64), runs)
-    if number < 0:
-        raise ValueError(f"rows of {job.width} columns must fit half of the buffers of"
-                         f" {config.name}")
-    runs = runs[:number]
-    if counts.mx:
-        active = share != 0, share != 1
-    else:
-        active = counts.most_words > 0, counts.most_entries > 0
-    active = np.array([active[0] and config.dense_pes > 0, active[1] and config.sparse_pes > 0])
-    chunks = -(-job.outputs // config.quad)
-    walk_job(active, sides_of(config), maps, counts.cut, np.array(counts.words, dtype=np.int64),
-             share if counts.mx else -1, job.x, job.width, chunks,
-             chunks if job.keep_sums else -(-job.outputs // config.vector) * 4, config.quad, runs)
-    return runs
 
+    def __init__(self, kernel, jobs, share, config):
+        self.kernel, self.share, self.config = kernel, share, config
+        rows = []
+        for job in jobs:
+            chunks = _ceil(job.outputs, config.quad)
+            rows.append((job.tile, job.y, job.height, job.x, job.width, chunks, chunks
+                         if job.keep_sums else _ceil(job.outputs, config.vector) * 4))
+        table, self.place = np.unique(np.array(rows, dtype=np.int64), axis=0, return_inverse=True)
+        self.jobs = np.ascontiguousarray(table)
+        self.sides = np.array([
+            [getattr(config, f"{side}_{name}") for name in ("pes", "lanes", "scale_units")]
+            + [config.result_depth // steps, result + steps]
+            for side, steps, result in (("dense", config.dense_steps, DENSE_RESULT),
+                                        ("sparse", config.sparse_steps, SPARSE_RESULT))],
+            dtype=np.int64)
+        # There is no limit for a side that is not there.
+        none = 1 << 40
+        self.limits = np.array([config.record_depth // 2,
+                                config.entry_depth // 2 if config.sparse_pes else none,
+                                config.codes_depth // 2 if config.dense_pes else none])
 
-def sides_of(config):
-    """``sides`` of `walk_run`."""
-    return np.array([
-        [getattr(config, f"{side}_{name}") for name in ("pes", "lanes", "scale_units")]
-        + [config.result_depth // steps, result + steps]
-        for side, steps, result in (("dense", config.dense_steps, DENSE_RESULT),
-                                    ("sparse", config.sparse_steps, SPARSE_RESULT))],
-        dtype=np.int64)
+    def runs(self, counts):
+        """Runs of the jobs that differ, and the number of the first one after each of them.
+
+        Parameters
+        ----------
+        counts : list of Counts, of each tile of channels
+
+        Returns
+        -------
+        runs : (runs, len(RUN)) int64
+        ends : (jobs that differ,) int64
+
+        Raises
+        ------
+        ValueError
+            If the rows that a row of output needs do not fit the buffers.
+        """
+        config, mx = self.config, counts[0].mx
+        if mx:
+            active = [(self.share != 0, self.share != 1)] * len(counts)
+        else:
+            active = [(tile.most_words > 0, tile.most_entries > 0) for tile in counts]
+        active = np.array(active) & (config.dense_pes > 0, config.sparse_pes > 0)
+        tiles = np.array([(tile.cut, *tile.words, 1 + mx, tile.most_entries, tile.most_words)
+                          for tile in counts], dtype=np.int64)
+        maps = np.stack([count_maps(tile, self.kernel, config) for tile in counts])
+        runs = np.zeros((int(self.jobs[:, 2].sum()), len(RUN)), dtype=np.int64)
+        ends = np.empty(len(self.jobs), dtype=np.int64)
+        number = walk_jobs(
+            self.jobs, active, tiles,
+            np.stack([tile.entries.sum(0, dtype=np.int32) if mx else tile.entries[0]
+                      for tile in counts]),
+            np.stack([tile.feed for tile in counts]), maps, self.limits, self.sides,
+            self.kernel // 2, self.share if mx else -1, config.quad, runs, ends)
+        if number < 0:
+            raise ValueError(f"the rows that a row of output needs must fit half of the buffers of"
+                             f" {config.name}")
+        return runs[:number], ends
 
 
 def exact_counts(codes, channels, config):
@@ -458,16 +501,17 @@ def layer_cycles(plan, result, config):
         ``compute_cycles``, ``dense_busy``, ``sparse_busy``, ``stall_cycles``: as the registers;
         ``runs``: for each job the output pixels of its runs, (row, rows, column, columns).
     """
-    counts = [exact_counts(result.codes, channels, config) for channels in result.lists]
-    maps = [count_maps(tile, plan.shape.kernel, config) for tile in counts]
-    found = [job_runs(plan.shape, job, plan.share, counts[job.tile], maps[job.tile], config)
-             for job in plan.jobs]
-    total = np.concatenate(found).sum(0)
+    layer = Layer(plan.shape.kernel, plan.jobs, plan.share, config)
+    runs, ends = layer.runs([exact_counts(result.codes, channels, config)
+                             for channels in result.lists])
+    parts = np.split(runs, ends[:-1])
+    parts = [parts[place] for place in layer.place]
+    total = np.concatenate(parts).sum(0)
     return {
         "compute_cycles": int(total[COMPUTE]), "dense_busy": int(total[DENSE_BUSY]),
         "sparse_busy": int(total[SPARSE_BUSY]), "stall_cycles": int(total[STALL]),
-        "runs": [[(int(row), int(rows), job.x, job.width) for row, rows in runs[:, :2]]
-                 for job, runs in zip(plan.jobs, found)],
+        "runs": [[(int(row), int(rows), job.x, job.width) for row, rows in part[:, :2]]
+                 for job, part in zip(plan.jobs, parts)],
     }
 
 

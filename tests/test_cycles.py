@@ -175,7 +175,8 @@ def random_job(rng, config, mx):
     most = int(tiles) * config.sparse_lanes
     shape = types.SimpleNamespace(kernel=int(rng.choice((1, 3))))
     job = types.SimpleNamespace(
-        y=int(rng.integers(0, height - rows + 1)), x=int(rng.integers(0, width - columns + 1)),
+        tile=0, y=int(rng.integers(0, height - rows + 1)),
+        x=int(rng.integers(0, width - columns + 1)),
         height=rows, width=columns, keep_sums=bool(rng.integers(2)),
         outputs=int(rng.integers(most - config.sparse_lanes + 1, most + 1)))
     share = int(rng.integers(0, columns + 1))
@@ -191,8 +192,8 @@ def test_cycles(config, mx):
         rng = np.random.default_rng(seed)
         height, width, shape, job, share = random_job(rng, config, mx)
         counts = random_counts(rng, config, mx, height, width)
-        maps = cycles.count_maps(counts, shape.kernel, config)
-        for run in cycles.job_runs(shape, job, share, counts, maps, config):
+        runs, _ = cycles.Layer(shape.kernel, [job], share, config).runs([counts])
+        for run in runs:
             expected = simulate(config, shape, job, run, counts, share)
             found = {name: int(run[cycles.COLUMN[name]]) for name in expected}
             for side in ("dense", "sparse"):
