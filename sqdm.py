@@ -435,17 +435,21 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Of the image that is sampled.")] = 0,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Zero fraction from which a channel is sparse, in 0..1;"
-                          " by default what balances both sides, layer by layer."),
+        typer.Option(help="Fixed mode: zero fraction from which a channel is sparse, in 0..1, such"
+                          " as 0.3; by default channels are divided so that both sides end"
+                          " together."),
     ] = None,
     interval: Annotated[
-        int, typer.Option(min=1, help="Evaluations between updates of the labels.")
+        int, typer.Option(min=1, help="Evaluations between updates of the zero counts.")
     ] = 1,
     trace: Annotated[
         Path | None,
-        typer.Option(help="File of sqdm trace that gives the labels; by default the evaluations"
-                          " that they follow from are replayed."),
+        typer.Option(help="File of sqdm trace that gives the zero counts; by default the"
+                          " evaluations that counted them are replayed."),
     ] = None,
+    explain: Annotated[
+        bool, typer.Option(help="Print how and why each layer is divided into jobs.")
+    ] = False,
     json_file: Json = None,
     waves: Annotated[Path | None, typer.Option(help="VCD file for all signals; slow.")] = None,
 ):
@@ -458,7 +462,13 @@ def simulate(
     quantized = quantizer.load_executable(model)
     wanted = sampling.parse_evaluations(evaluations, quantized)
     names = sampling.select_layers(layers, quantized)
-    limits = sampling.thresholds_for(quantized, choices, threshold)
+    tiling = sampling.plans(quantized, choices, names)
+    if explain:
+        for name, plan in tiling.items():
+            print(plan.explain(name))
+    limits = None
+    if threshold is not None:
+        limits = sampling.thresholds_for(quantized, choices, threshold)
     counts = None
     if trace is not None:
         from golden.trace import load
@@ -469,12 +479,13 @@ def simulate(
         _output_folder(file.parent)
     calls = sampling.layer_calls(quantized, choices, wanted, names, seed=seed, interval=interval,
                                  thresholds=limits, trace=counts)
-    report = demo.run_layers(calls, choices, total=len(wanted) * len(names), waves=waves)
+    report = demo.run_layers(calls, choices, total=len(wanted) * len(names), plans=tiling,
+                             waves=waves)
     results = report.as_dict()
     if json_file:
         _write_json(json_file, {
             "model": model, "preset": choices.name, "seed": seed, "interval": interval,
-            "thresholds": {name: limits[name] / 65536 for name in names},
+            "mode": "balanced" if limits is None else "threshold", "threshold": threshold,
             "cycles_by_format": demo.cycles_by_format(report), **results})
     _print_table(demo.layer_table(report, choices))
     print(f"evaluations {', '.join(map(str, wanted))} on {choices.name}:"

@@ -34,7 +34,8 @@ module bench #(
     input  logic [31:0] seed,              // of the stalls, not 0; taken over by `clear`
 
     // what the pass may do; everything else is a violation
-    input  logic [31:0] descriptor,        // word address of the descriptor
+    input  logic [31:0] descriptor,        // word address of the chain of descriptors
+    input  logic [31:0] descriptor_words,  // and its port words
     input  logic [31:0] read_base,
     input  logic [31:0] read_limit,
     input  logic [31:0] write_base,
@@ -52,7 +53,6 @@ module bench #(
     output logic [31:0] writes,            // words
     output logic [8:0]  violations         // see sim/layer_bench.py
 );
-    localparam int unsigned DESCRIPTOR_WORDS = 32 * 32 / PORT_WIDTH;
     localparam int unsigned STROBE_WIDTH = PORT_WIDTH / 8;
     localparam int unsigned DEPTH = 256;   // transfers in flight on a channel
     localparam int unsigned POINTER = $clog2(DEPTH);
@@ -249,7 +249,7 @@ module bench #(
         if (reading && 32'(read_request) >> MEMORY_WIDTH != 0) violations[2] <= 1;
         if (writing && 32'(write_request.address) >> MEMORY_WIDTH != 0) violations[3] <= 1;
         if (reading && !(32'(read_request) >= read_base && 32'(read_request) < read_limit)
-            && 32'(read_request) - descriptor >= DESCRIPTOR_WORDS) violations[4] <= 1;
+            && 32'(read_request) - descriptor >= descriptor_words) violations[4] <= 1;
         if (writing && !(32'(write_request.address) >= write_base
             && 32'(write_request.address) < write_limit)) violations[5] <= 1;
         if (interrupt && (read_request_valid || write_request_valid)) violations[6] <= 1;

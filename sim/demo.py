@@ -14,7 +14,8 @@ from hw import config as presets
 from hw import verilog
 from sim import simulate
 from sim.progress import task
-from sim.sampling import layer_calls, select_layers, thresholds_for
+from sim.sampling import layer_calls, plans, select_layers, thresholds_for
+from sim.tiler import adjusted
 
 __all__ = ["IMAGES", "EVALUATIONS", "draw_samples", "run_layers",
            "layer_table", "cycles_by_format", "cycles_table", "demo"]
@@ -47,10 +48,11 @@ def draw_samples(model, source, path, count, seed=0, steps=None, **options):
             "sqnr_db_of_evaluations": [round(ratio, 2) for ratio in ratios]}, noise
 
 
-def run_layers(calls, config, *, total, text=None, waves=None):
+def run_layers(calls, config, *, total, plans=None, text=None, waves=None):
     """`sim.simulate.simulate` of the layer calls of an iterable, with progress.
 
-    `total` is their number; `text` is the core's Verilog, where it is there already.
+    `total` is their number; `plans` are by layer; `text` is the core's Verilog, where it is there
+    already.
     """
     calls = iter(calls)
     with task("activations of the first evaluation"), simulate.one_thread():
@@ -61,22 +63,22 @@ def run_layers(calls, config, *, total, text=None, waves=None):
     with task(f"simulator of {config.name}"):
         simulate.build(config, verilog=text, waves=waves is not None)
     with task(f"layers on {config.name}", total) as advance:
-        return simulate.simulate(itertools.chain([first], calls), config, verilog=text,
-                                 waves=waves, progress=advance)
+        return simulate.simulate(itertools.chain([first], calls), config, plans=plans,
+                                 verilog=text, waves=waves, progress=advance)
 
 
 def layer_table(report, config):
     """Table of a report, a row for each layer, for rich.
 
-    Zeros and channels on both sides are means over the evaluations, the rest are sums. Use is the
-    4-bit products of all useful MACs over multipliers and compute cycles: above 100 % where zeros
-    are skipped.
+    Zeros and channels by side are means over the evaluations, the rest are sums; both sides take
+    some channels, at different pixels. Use is the 4-bit products of all useful MACs over
+    multipliers and compute cycles: above 100 % where zeros are skipped.
     """
     table = Table(title=f"Layers on {config.name}: cycles of both passes, what was compared",
                   box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for name in ("layer", "format", "size"):
         table.add_column(name, no_wrap=True)
-    for name in ("channels", "zeros", "dense+\nsparse", "requan-\ntize", "con-\nvolve",
+    for name in ("channels", "zeros", "dense+both\n+sparse", "requan-\ntize", "con-\nvolve",
                  "of it\ncompute", "use", "elements\ncompared", "diff-\nerent"):
         table.add_column(name, justify="right", no_wrap=True)
     rows = collections.defaultdict(list)
@@ -84,13 +86,13 @@ def layer_table(report, config):
         rows[record.layer].append(record)
     for name, records in rows.items():
         first = records[0]
-        zeros, dense, sparse = (
+        zeros, *sides = (
             sum(getattr(record, field) for record in records) / len(records)
-            for field in ("zero_fraction", "dense_channels", "sparse_channels"))
+            for field in ("zero_fraction", "dense_channels", "shared_channels", "sparse_channels"))
         table.add_row(
             name, first.format, f"{first.height}x{first.width}",
-            f"{first.channels}->{first.outputs}", f"{zeros:.0%}", f"{dense:.0f}+{sparse:.0f}",
-            *_sums(records, config))
+            f"{first.channels}->{first.outputs}", f"{zeros:.0%}",
+            "+".join(f"{side:.0f}" for side in sides), *_sums(records, config))
     table.add_row("all", *[""] * 5, *_sums(report.records, config))
     return table
 
@@ -129,9 +131,7 @@ def cycles_table(cycles):
     hybrid, dense = next(iter(cycles)), next(reversed(cycles))
     table = Table(
         title=f"Cycles of the same layer calls on {hybrid} and {dense}",
-        caption=f"MXINT8 layers run on the dense side alone, which has half of the multipliers of"
-                f" {hybrid} and all of {dense}: whatever the zeros, {hybrid} is slower there."
-                " Convolve includes compute and the memory port.", caption_justify="left")
+        caption="Convolve includes compute and the memory port.", caption_justify="left")
     table.add_column("layers")
     table.add_column("cycles")
     for name in (hybrid, dense, "speed-up"):
@@ -168,22 +168,25 @@ def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
     write(out / f"{verilog.MODULE}.json", json.dumps(description, indent=2) + "\n")
 
     samples, _ = draw_samples(model, source, out / "samples.png", images, seed)
-    thresholds = thresholds_for(model, config)
     with simulate.one_thread():
         found = trace.record(model, label=source, seed=seed)
-    pictures.sparsity(out / "sparsity.png", found, thresholds)
+    pictures.sparsity(out / "sparsity.png", found, thresholds_for(model, config))
 
     total = len(wanted) * len(names)
     calls = []
 
     def kept():
-        for call in layer_calls(model, config, wanted, names, seed=seed, thresholds=thresholds):
+        for call in layer_calls(model, config, wanted, names, seed=seed):
             calls.append(call)
             yield call
 
-    reports = {config.name: run_layers(kept(), config, total=total, text=text)}
+    reports = {config.name: run_layers(kept(), config, total=total, text=text,
+                                       plans=plans(model, config, names))}
     if reports[config.name].mismatch is None:
-        reports[dense.name] = run_layers(calls, dense, total=total)
+        found = plans(model, dense, names)
+        reports[dense.name] = run_layers(
+            ((adjusted(call, found[call.name]), counts) for call, counts in calls), dense,
+            total=total, plans=found)
     cycles = {name: cycles_by_format(report) for name, report in reports.items()}
     results = {
         "preset": config.name,

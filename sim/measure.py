@@ -13,7 +13,8 @@ from hw import config as presets
 from hw import verilog
 from sim import demo, simulate
 from sim.progress import task
-from sim.sampling import layer_calls, select_layers
+from sim.sampling import layer_calls, plans, select_layers
+from sim.tiler import adjusted
 
 __all__ = ["PRESETS", "EVALUATION", "measure", "measure_table"]
 
@@ -31,27 +32,30 @@ def measure(source, *, names=PRESETS, evaluation=EVALUATION, layers="*"):
     Parameters
     ----------
     source : name of a shipped model, or path of a quantized one
-    names : of presets, the first of which decides V and thresholds
+    names : of presets, all of the same V
     evaluation, layers : what is run
     """
     model = quantize.load_executable(source)
     chosen = select_layers(layers, model)
     with task("activations"):
-        calls = list(layer_calls(model, presets.load(names[0]), [evaluation], chosen))
-    largest = max(calls, key=lambda item: model.layers[item[0].name].macs)
+        made = list(layer_calls(model, presets.load(names[0]), [evaluation], chosen))
     found = {}
     with tempfile.TemporaryDirectory(prefix="sqdm-measure-") as folder:
         for name in names:
             config = presets.load(name)
+            tiling = plans(model, config, chosen)
+            calls = [(adjusted(call, tiling[call.name]), counts) for call, counts in made]
+            largest = max(calls, key=lambda item: model.layers[item[0].name].macs)
             with task(f"Verilog of {name}"):
                 began = time.monotonic()
                 text, _ = verilog.generate(config)
                 seconds = time.monotonic() - began
             with task(f"simulator of {name}, {largest[0].name}"):
-                alone = simulate.simulate([largest], config, verilog=text, cache_dir=Path(folder))
+                alone = simulate.simulate([largest], config, plans=tiling, verilog=text,
+                                          cache_dir=Path(folder))
             with task(f"layers on {name}", len(calls)) as advance:
-                report = simulate.simulate(calls, config, verilog=text, cache_dir=Path(folder),
-                                           progress=advance)
+                report = simulate.simulate(calls, config, plans=tiling, verilog=text,
+                                           cache_dir=Path(folder), progress=advance)
             totals = report.as_dict()
             found[name] = {
                 "multipliers": config.multipliers,

@@ -116,7 +116,7 @@ def _call(rng, config, shape, name, evaluation):
 
 def _tiled(rng, config, shape, call):
     """``call`` with channel tiles of a size, a limit of the dense side, and costs or none."""
-    call = tiler.adjusted(call, config)
+    call = tiler.adjusted(call, tiler.plan(shape, config))
     if not shape.labelled:
         return call
     balance = _pick(rng, None, call.balance, call.balance, detector.Costs(

@@ -10,9 +10,12 @@ from golden import quantize
 from golden.quantized_network import evaluate
 from golden.requantizer import spread
 from golden.sampler import Sampler, draw_noise, evaluations, sample
-from sim import lowering
+from hw.descriptor import Format
+from sim import lowering, tiler
+from sim.shape import Shape
 
-__all__ = ["parse_evaluations", "select_layers", "thresholds_for", "states", "layer_calls"]
+__all__ = ["parse_evaluations", "select_layers", "thresholds_for", "plans", "states",
+           "layer_calls"]
 
 
 def parse_evaluations(text, model):
@@ -55,10 +58,10 @@ def select_layers(text, model):
 
 
 def thresholds_for(model, config, fraction=None):
-    """Threshold of every layer, by name.
+    """Threshold of every layer, by name, for the threshold mode.
 
-    By default those with which both sides of `config` need the fewest cycles on the calibration's
-    zero counts; with `fraction`, a channel is sparse where that share of its activations was 0.
+    With `fraction`, a channel is sparse where that share of its activations was 0. By default those
+    with which both sides of `config` need the fewest cycles on the calibration's zero counts.
 
     Raises
     ------
@@ -70,8 +73,33 @@ def thresholds_for(model, config, fraction=None):
             raise ValueError(f"threshold must be in 0..1, not {fraction!r}")
         return quantize.fixed(model, fraction)
     return quantize.balance(
-        model, config.vector * config.dense_lanes, config.sparse_pes * config.sparse_lanes,
+        model, config.dense_multipliers, config.sparse_multipliers,
         dense_lanes=config.dense_lanes, sparse_lanes=config.sparse_lanes, vector=config.vector)
+
+
+def plans(model, config, layers=None):
+    """`sim.tiler.Plan` of each layer in `layers` (names; by default all), by name.
+
+    The density of non-zeros is that of the calibration, in whole percent.
+
+    Raises
+    ------
+    sim.shape.FitError
+        If a layer does not fit the core.
+    """
+    found = {}
+    for name in model.layers if layers is None else layers:
+        item = model.layers[name]
+        shape = Shape(
+            format=Format(int(item.format)), kernel=item.kernel, height=item.height,
+            width=item.width, channels=tuple(item.segments), outputs=len(item.weight_codes),
+            vector=config.vector, residual=item.residual_exponent is not None)
+        density = None
+        if item.sparse_capable:
+            zeros = float(item.zeros.double().mean()) / (item.height * item.width)
+            density = (round(1 - zeros, 2),)
+        found[name] = lowering.check_shape(name, shape, config, density=density)
+    return found
 
 
 class _Enough(Exception):
@@ -110,25 +138,31 @@ def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds
     wanted : numbers of evaluations, ascending
     layers : names of layers, see `select_layers`
     seed : of the image
-    interval : evaluations between updates of the labels
-    thresholds : dict by layer name; by default those of `thresholds_for`
-    trace : golden.trace.Trace of the model and seed whose counts give the labels, or None: then the
+    interval : evaluations between updates of the counts
+    thresholds : dict by layer name, from which zero fraction on a channel is sparse; None: balanced
+        mode, in which the counts divide the work between both sides
+    trace : golden.trace.Trace of the model and seed whose counts are taken, or None: then the
         evaluations that gave them are replayed
 
-    Labels follow from the counts of the last evaluation that updated them, whether it is wanted or
-    not; before evaluation 0, from the calibration's. `layers` take the core's detector entries one
-    after the other.
+    Tiles of channels and costs are those of `plans`. Counts are those of the last evaluation that
+    updated them, whether it is wanted or not; before evaluation 0, the calibration's. `layers` take
+    the core's detector entries one after the other.
 
     Raises
     ------
     golden.trace.TraceError
         If `trace` is of another model, seed or V.
-    sim.lowering.FitError
+    sim.shape.FitError
         Before the first call of an evaluation, if any of its layers does not fit.
     """
-    if thresholds is None:
-        thresholds = thresholds_for(model, config)
-    options = {"vector": config.vector, "interval": interval, "thresholds": thresholds}
+    found = plans(model, config, layers)
+
+    def adjust(call):
+        plan = found.get(call.name)
+        return call if plan is None else tiler.adjusted(call, plan, balanced=thresholds is None)
+
+    options = {"vector": config.vector, "interval": interval, "thresholds": thresholds,
+               "adjust": adjust, "dense": config.dense_pes > 0, "sparse": config.sparse_pes > 0}
     bases, total = {}, 0
     for name in layers:
         bases[name] = total
@@ -151,7 +185,7 @@ def layer_calls(model, config, wanted, layers, *, seed=0, interval=1, thresholds
         chosen = [(call.detector_base, dataclasses.replace(call, detector_base=bases[call.name]))
                   for call in calls if call.name in bases]
         for _, call in chosen:
-            lowering.check_fit(call, config)
+            lowering.check_fit(call, config, found[call.name])
         for first, call in chosen:
             item = model.layers[call.name]
             yield call, (before[first:first + item.slots(config.vector)]

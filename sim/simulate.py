@@ -19,19 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from golden import convolution, detector, layer
+from golden import convolution, layer
 from hw import registers
 from hw.descriptor import Format
 from hw.registers import COUNTERS
 from sim import lowering, verilator
 from sim.compare import Comparison, compare_convolve, compare_detector, compare_requantize
-from sim.cycles import conv_cycles
+from sim.cycles import layer_cycles
 
 __all__ = ["MemoryModel", "Record", "Report", "core_verilog", "build", "one_thread", "simulate"]
 
 AHEAD = 12   # passes that are prepared before the first of them is compared
-CYCLES = {"compute_cycles": "compute", "dense_busy": "dense_busy", "sparse_busy": "sparse_busy",
-          "stall_cycles": "stall"}   # register: key of the cycle model
+CYCLES = ("compute_cycles", "dense_busy", "sparse_busy", "stall_cycles")   # known to the cycle
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +77,10 @@ class Record:
     macs : useful ones: taps that lie inside the image, whatever the activation
     zero_fraction : of the activations' codes; 0 for the network's input
     elements_compared, elements_different : of everything that was compared
-    dense_channels, sparse_channels : by label
+    dense_channels, sparse_channels : input channels that only one of the sides takes
+    shared_channels : those that either side takes, at some pixels
     requantize, convolve : registers of the passes by name, with ``reads`` and ``writes`` in words
+    estimate : cycles of the convolution that its plan foresaw
     mismatches : list of sim.compare.Mismatch, the first of each kind
     """
 
@@ -97,8 +98,10 @@ class Record:
     elements_different: int
     dense_channels: int
     sparse_channels: int
+    shared_channels: int = 0
     requantize: dict
     convolve: dict
+    estimate: int = 0
     mismatches: list
 
     def as_dict(self):
@@ -213,11 +216,11 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
-def simulate(calls, config, *, memory=None, placement=None, verilog=None, waves=None,
+def simulate(calls, config, *, plans=None, memory=None, placement=None, verilog=None, waves=None,
              keep_going=False, progress=None, folder=None, cache_dir=None):
     """Run layer calls on the RTL and compare everything they leave behind.
 
-    Each call is a requantization pass and a convolution pass that reads what the first one wrote.
+    Each call is a requantization pass and a chain of jobs that convolve what the first one wrote.
     The detector keeps its counts from call to call.
 
     Parameters
@@ -227,6 +230,8 @@ def simulate(calls, config, *, memory=None, placement=None, verilog=None, waves=
         core does not hold them already, they are written through registers. None: what the core
         holds. Calls are taken one by one, while earlier ones run.
     config : Config
+    plans : dict
+        `sim.tiler.Plan` by name of layer; others are made from the calls.
     memory : callable
         `MemoryModel` of each call, from its number; by default memory never stalls, and cycles are
         compared with the cycle model.
@@ -262,7 +267,7 @@ def simulate(calls, config, *, memory=None, placement=None, verilog=None, waves=
     own = folder is None
     folder = Path(tempfile.mkdtemp(prefix="sqdm-simulate-")) if own else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(config, folder, report, memory or (lambda number: MemoryModel()),
+    run = _Run(config, folder, report, plans or {}, memory or (lambda number: MemoryModel()),
                placement or (lambda number: {}), keep_going, progress)
     try:
         with one_thread():
@@ -279,8 +284,8 @@ def simulate(calls, config, *, memory=None, placement=None, verilog=None, waves=
 class _Run:
     """The feeding and collecting end of a run in ``folder``."""
 
-    def __init__(self, config, folder, report, memory, placement, keep_going, progress):
-        self.config, self.folder, self.report = config, folder, report
+    def __init__(self, config, folder, report, plans, memory, placement, keep_going, progress):
+        self.config, self.folder, self.report, self.plans = config, folder, report, plans
         self.memory, self.placement = memory, placement
         self.keep_going, self.progress = keep_going, progress
         self.held = np.full(config.detector_depth, -1)   # what the detector keeps; -1: not known
@@ -333,36 +338,34 @@ class _Run:
     def _feed(self, number, call, counts):
         """Prepare both passes of a call."""
         config = self.config
-        lowered = lowering.lower(call, config, **self.placement(number))
+        lowered = lowering.lower(call, config, plan=self.plans.get(call.name),
+                                 **self.placement(number))
         shape = lowered.shape
         entries = slice(call.detector_base, call.detector_base + shape.slots)
         held = self.held[entries]
         writes = []
-        labelled = shape.format in (Format.A4U, Format.A4S)
-        if labelled and counts is None:
+        if shape.labelled and counts is None:
             if (held < 0).any():
                 raise ValueError(f"{call.name}: counts must be given, the core holds none yet")
             counts = torch.tensor(held)
-        elif labelled and (held != np.asarray(counts)).any():
+        elif shape.labelled and (held != np.asarray(counts)).any():
             held[:] = counts
             entry, count = registers.number("detector_entry"), registers.number("detector_count")
             writes = [(entry, call.detector_base), *((count, int(value)) for value in counts)]
             self.report.counts_written += 1
-        labels = counts if shape.sparse else torch.zeros(shape.slots, dtype=torch.bool)
-        result = layer.run(call, labels, config.vector)
-        if labelled and call.evaluation % call.interval == 0:
+        result = layer.run(call, counts, config.vector, config.dense_pes > 0,
+                           config.sparse_pes > 0)
+        if shape.labelled and call.evaluation % call.interval == 0:
             held[:] = result.zero_counts
-        lists = detector.permutation(result.labels, result.codes.valid, config.vector,
-                                     natural=shape.mx)
-        model = self.memory(number)
         known = len(held) == shape.slots and (held >= 0).all()
         stored = held.copy() if known else None
         rereads = [] if stored is None else [(
             [(registers.number("detector_entry"), call.detector_base)],
             [registers.number("detector_count")] * shape.slots)]
+        model = self.memory(number)
         self._feed_pass(lowered.requantize, model, writes, rereads)
         self._feed_pass(lowered.convolve, model, [], [])
-        self.waiting.append((call, lowered, result, lists, stored, model))
+        self.waiting.append((call, lowered, result, stored, model))
 
     def _feed_pass(self, pass_, model, writes, rereads):
         with open(self.folder / f"{self.passes}.load", "wb") as file:
@@ -372,7 +375,8 @@ class _Run:
         windows = ("read_base", "read_limit", "write_base", "write_limit")
         settings = dataclasses.asdict(model) | {name: pass_.fields[name] for name in windows}
         self._write(f"{self.passes}.json", json.dumps({
-            "memory": settings | {"descriptor": pass_.descriptor},
+            "memory": settings | {"descriptor": pass_.chain.address,
+                                  "descriptor_words": pass_.chain.words},
             "writes": [*writes, *pass_.registers],
             "limit": int(pass_.limit * model.slowdown),
             "reads": [registers.number(name) for name in ("status", *COUNTERS)],
@@ -398,30 +402,29 @@ class _Run:
 
     def _collect(self, thread):
         """Compare the oldest call that waits; False if the run has come to its end with it."""
-        call, lowered, result, lists, stored, model = self.waiting.popleft()
+        call, lowered, result, stored, model = self.waiting.popleft()
         number = self.passes - 2 * (len(self.waiting) + 1)
         comparison = Comparison(call.name, call.evaluation)
         answers = []
         answer, words = self._answer(number, thread)
         answers.append(answer)
-        compare_requantize(comparison, lowered, result, lists, answer, words)
+        compare_requantize(comparison, lowered, result, answer, words)
         if not answer["hung"]:
             if stored is not None:
                 compare_detector(comparison, lowered, stored, answer["rereads"][0])
             answer, words = self._answer(number + 1, thread)
             answers.append(answer)
-            work, cycles = self._model(call, lowered.shape, result, model)
-            compare_convolve(comparison, lowered, result, work, cycles, answer, words)
+            compare_convolve(comparison, lowered, result, known_counters(
+                lowered.plan, result, self.config, stalls=model.stalls), answer, words)
         self.report.simulation_seconds += sum(answer["seconds"] for answer in answers)
         self.report.processor_seconds += sum(answer["processor_seconds"] for answer in answers)
         answers += [{}] * (2 - len(answers))
         record = Record(
             layer=call.name, evaluation=call.evaluation, format=lowered.shape.format.name,
-            **_sizes(lowered.shape, result.codes),
+            **_sizes(lowered.shape, result.codes), **_sides(lowered.plan, result.lists),
             elements_compared=comparison.compared.total(),
-            elements_different=comparison.different.total(),
-            dense_channels=int(sum(part != detector.NO_CHANNEL for part in lists[0])),
-            sparse_channels=len(lists[1]), mismatches=comparison.mismatches,
+            elements_different=comparison.different.total(), mismatches=comparison.mismatches,
+            estimate=lowered.plan.cycles,
             **{name: {key: answer[key] for key in (*COUNTERS, "reads", "writes") if key in answer}
                for name, answer in zip(("requantize", "convolve"), answers, strict=True)})
         self.report.records.append(record)
@@ -431,15 +434,41 @@ class _Run:
             self.progress(record)
         return not self._stopped()
 
-    def _model(self, call, shape, result, model):
-        """Work of both sides, and cycles by register name unless memory stalls."""
-        config = self.config
-        arguments = result.codes, result.labels, shape.kernel, shape.outputs
-        work = convolution.work(*arguments, config.dense_lanes, config.sparse_lanes)
-        if model.stalls:
-            return work, None
-        cycles = conv_cycles(*arguments, config)
-        return work, {register: int(cycles[key]) for register, key in CYCLES.items()}
+
+def known_counters(plan, result, config, *, stalls=False):
+    """Counters of a convolution by register name: its work and, unless memory stalls, its cycles.
+
+    Parameters
+    ----------
+    plan : sim.tiler.Plan
+    result : golden.layer.LayerResult
+    config : hw.config.Config
+    stalls : bool
+    """
+    cycles = layer_cycles(plan, result, config)
+    # Jobs of the same channels and outputs at different places count as one with all their runs.
+    places = collections.defaultdict(list)
+    for job, runs in zip(plan.jobs, cycles["runs"], strict=True):
+        places[job.tile, job.output, job.outputs].extend(runs)
+    totals = np.zeros(2, np.int64)
+    for (tile, _, outputs), runs in places.items():
+        totals += convolution.work(
+            result.codes, [result.lists[tile]], plan.shape.kernel, outputs, config.dense_lanes,
+            config.sparse_lanes, share=plan.share if plan.shape.mx else 1, runs=runs)
+    known = {"dense_work": int(totals[0]), "sparse_work": int(totals[1])}
+    return known if stalls else known | {name: cycles[name] for name in CYCLES}
+
+
+def _sides(plan, lists):
+    """Channels of either side, and of both, as fields of `Record`."""
+    if plan.shape.mx:
+        whose = {0: "sparse", 1: "dense"}.get(plan.share, "shared")
+        sizes = {whose: sum(plan.shape.channels)}
+    else:
+        sizes = {"dense": sum(part.low for part in lists),
+                 "sparse": sum(len(part.slots) - part.high for part in lists),
+                 "shared": sum(part.high - part.low for part in lists)}
+    return {f"{side}_channels": sizes.get(side, 0) for side in ("dense", "sparse", "shared")}
 
 
 def _sizes(shape, codes):

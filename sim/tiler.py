@@ -481,15 +481,14 @@ def plan_for(call, config, density=None):
     return plan(Shape.of(call, config), config, density, **choices(call, config))
 
 
-def adjusted(call, config, density=None, *, balanced=True):
-    """The layer call with the channel tiles, the dense side's limit and the costs of its plan.
+def adjusted(call, plan, *, balanced=True):
+    """The layer call with the channel tiles, the dense side's limit and the costs of a plan.
 
     Without ``balanced`` it has no costs, so that its threshold counts.
     """
-    found = plan(Shape.of(call, config), config, density)
     return dataclasses.replace(
-        call, tile_channels=found.tile_channels, dense_limit=found.dense_limit,
-        balance=found.costs if balanced and found.shape.labelled else None)
+        call, tile_channels=plan.tile_channels, dense_limit=plan.dense_limit,
+        balance=plan.costs if balanced and plan.shape.labelled else None)
 
 
 @functools.lru_cache(4096)

@@ -486,7 +486,7 @@ def test_results_lie_over_the_input_where_memory_is_short():
 def test_descriptors_are_what_the_fields_say():
     """They follow each other in memory, and each names the next one."""
     call = stretched(example(TINY), channels=70, outputs=40)
-    call = tiler.adjusted(call, TINY)
+    call = tiler.adjusted(call, tiler.plan(lowering.Shape.of(call, TINY), TINY))
     lowered = lowering.lower(call, TINY)
     assert len(lowered.convolve.descriptors) > 2
     for pass_ in (lowered.requantize, lowered.convolve):
