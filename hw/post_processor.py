@@ -105,9 +105,10 @@ class PostProcessor(wiring.Component):
     """Adds both sides' sums, applies the epilogue and writes results, V/4 outputs a cycle.
 
     Takes the chunks of a run pixel by pixel, output channels ascending, from the PEs of each side
-    in turn; a W4A4 pixel has sums of every active side, an MX8 pixel of one (`layer.share`). The
-    last word of outputs is filled up with chunks of zeros, a cycle each. A chunk waits until the
-    sides that it needs have it, its residual has arrived and there is room on the way to memory.
+    in turn. A W4A4 pixel has sums of the sparse side, and of the dense side where the split leaves
+    it a word; an MX8 pixel has those of one side (``share``). The last word of outputs is filled up
+    with chunks of zeros, a cycle each. A chunk waits until the sides that it needs have it, its
+    residual has arrived and there is room on the way to memory.
 
     With ``accumulate`` the sums that the job before has kept are added; with ``keep_sums`` sums are
     kept and neither residuals nor chunks of zeros nor results have a place. Partial sums count
@@ -218,8 +219,10 @@ class PostProcessor(wiring.Component):
         m.submodules.walk = walk = ChunkWalk(config)
         place_bits = len(walk.word) + 2
         chunk, outputs_before = Signal(place_bits), Signal(place_bits + quad.bit_length() - 1)
-        take, real, turn = Signal(), Signal(), Signal(8)
-        dense_pixel = Signal()
+        take, real = Signal(), Signal()
+        turn, dense_pixel = Signal(8), Signal()             # MX8: whose pixel it is
+        phase, phase_sum = Signal(8), Signal(9)             # W4A4: where the split is
+        dense_words = Signal(range(config.tile_channels + 1))
         rows_left = Signal(16)
         geometry = self.run.dense if config.dense_pes else self.run.sparse
         m.d.comb += [
@@ -227,32 +230,36 @@ class PostProcessor(wiring.Component):
             outputs_before.eq(chunk * quad),
             real.eq(chunk < layer.chunks),
             dense_pixel.eq(turn + 1 == layer.share),
+            phase_sum.eq(phase + self.run.dense.cut),
+            dense_words.eq(Mux(phase_sum[8], self.run.dense.high, self.run.dense.low)),
             walk.layer.eq(layer),
             walk.start.eq(begins),
             walk.advance.eq(take),
             self.ended.eq(take & walk.row_last & (rows_left == 1)),
         ]
         with m.If(take & walk.pixel_last):
-            m.d.sync += turn.eq(Mux(dense_pixel, 0, turn + 1))
+            m.d.sync += [turn.eq(Mux(dense_pixel, 0, turn + 1)), phase.eq(phase_sum)]
         with m.If(take & walk.row_last):
             m.d.sync += rows_left.eq(rows_left - 1)
         with m.If(self.ended):
             m.d.sync += self.merging.eq(0)
         with m.If(self.start):
-            m.d.sync += [self.merging.eq(1), turn.eq(0), rows_left.eq(geometry.rows)]
+            m.d.sync += [
+                self.merging.eq(1), turn.eq(0), phase.eq(0), rows_left.eq(geometry.rows)]
 
-        def choose(side, pes, lanes, active):
-            """Need and validity of one side's chunk, and the chunk of the PE whose turn it is."""
+        def choose(side, pes, lanes, here, counts):
+            """Need and validity of one side's chunk, and the chunk of the PE whose turn it is.
+
+            ``here``: the side has a sum at this pixel; ``counts``: the pixel is one of its units'.
+            """
             need, valid, sums = (Signal(name=f"{side}_need"), Signal(name=f"{side}_valid"),
                                  Signal(chunk_layout(config), name=f"{side}_sums"))
-            m.d.comb += need.eq(real & active)
+            m.d.comb += need.eq(real & self.run[side].active & here)
             number = Signal(range(max(2, pes)), name=f"{side}_number")
             tile_bits = (lanes // quad).bit_length() - 1
             whole = chunk[:tile_bits].all() if tile_bits else 1
             tile_last = (chunk + 1 == layer.chunks) | whole
-            # the dense side's units are those of its own pixels
-            counts = real & (active if side == "dense" else 1)
-            with m.If(take & counts & tile_last):
+            with m.If(take & real & counts & tile_last):
                 m.d.sync += number.eq(Mux(number == pes - 1, 0, number + 1))
             with m.If(self.start):
                 m.d.sync += number.eq(0)
@@ -268,10 +275,9 @@ class PostProcessor(wiring.Component):
 
         dense_need, dense_valid, dense = choose(
             "dense", config.dense_pes, config.dense_lanes,
-            self.run.dense.active & (~layer.mx | dense_pixel))
+            Mux(layer.mx, dense_pixel, dense_words != 0), ~layer.mx | dense_pixel)
         sparse_need, sparse_valid, sparse = choose(
-            "sparse", config.sparse_pes, config.sparse_lanes,
-            self.run.sparse.active & ~(layer.mx & dense_pixel))
+            "sparse", config.sparse_pes, config.sparse_lanes, ~(layer.mx & dense_pixel), 1)
         summed, served = Signal(), Signal()
         m.d.comb += [
             summed.eq(self.merging & (~dense_need | dense_valid) & (~sparse_need | sparse_valid)),

@@ -1,5 +1,6 @@
 """The post-processor: its lane alone, and the unit as generated Verilog, against exact integers."""
 
+import collections
 import random
 from dataclasses import replace
 
@@ -14,8 +15,12 @@ from tests.pe_model import simulate
 
 BENCH = "tests.post_processor_bench"
 CONFIGS = {
-    "two": replace(TINY, name="two", sparse_pes=2, result_depth=32),
-    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, sparse_pes=4, address_width=12),
+    "two": replace(TINY, name="two", dense_pes=2, sparse_pes=2),
+    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, dense_scale_units=8,
+                    sparse_lanes=32, sparse_scale_units=8, sparse_pes=3, tile_outputs=96,
+                    address_width=12),
+    "dense": replace(TINY, name="dense", dense_lanes=16, sparse_pes=0),
+    "sparse": replace(TINY, name="sparse", dense_pes=0, sparse_pes=2),
 }
 
 
@@ -34,28 +39,34 @@ def test_lane(align_shift, scale_shift):
             ctx.set(dut.align_shift, align_shift)
             ctx.set(dut.scale_shift, scale_shift)
             ctx.set(dut.residual_multiplier, residual_multiplier)
-            results, before = [], (0, 0)
+            sums, results = [], []
+            late = collections.deque([(0, 0, 0)] * EpilogueLane.table_cycles)
             for cycle in range(80 + EpilogueLane.latency):
                 near = rng.choice((0, 1, -1, wide - 1, -wide, rng.randint(-wide, wide)))
                 total = max(-top, min(top - 1, (near << align_shift) + rng.choice(
                     (0, half, -half, half + 1, rng.randint(-top, top)))))
-                dense = rng.randint(-top // 2, top // 2)
+                dense, sparse = (rng.randint(-top // 2, top // 2) for _ in range(2))
                 residual = rng.choice((word - 1, -word, rng.randint(-word, word - 1)))
                 multiplier = rng.choice((word - 1, -word, 1, -1, 0, rng.randint(-word, word - 1)))
                 # a bias that leaves ties for the last rounding
                 bias = rng.choice((wide - 1, -wide, 1 << 15, -1 << 15, 3 << 15,
                                    rng.randint(-wide, wide - 1)))
-                for name, value in (("dense", dense), ("sparse", total - dense),
-                                    ("residual", residual), ("multiplier", before[0]),
-                                    ("bias", before[1])):
+                late.append((total - dense - sparse, multiplier, bias))
+                _, old_multiplier, old_bias = late.popleft()
+                partial = late[-1 - EpilogueLane.partial_cycles][0]
+                for name, value in (("dense", dense), ("sparse", sparse), ("partial", partial),
+                                    ("residual", residual), ("multiplier", old_multiplier),
+                                    ("bias", old_bias)):
                     ctx.set(getattr(dut, name), value)
+                if cycle >= EpilogueLane.total_cycles:
+                    assert ctx.get(dut.total) == sums[cycle - EpilogueLane.total_cycles], cycle
                 if cycle >= EpilogueLane.latency:
                     assert ctx.get(dut.result) == results[cycle - EpilogueLane.latency], cycle
                 await ctx.tick()
+                sums.append(total)
                 results.append(naive.epilogue(
                     [[[total]]], align_shift, [multiplier], scale_shift, [bias], [[[residual]]],
                     residual_multiplier)[0][0][0])
-                before = multiplier, bias
 
     simulate(dut, bench)
 
