@@ -4,7 +4,7 @@ from amaranth import Module, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Buffer"]
+__all__ = ["Buffer", "WideBuffer"]
 
 
 class Buffer(wiring.Component):
@@ -74,4 +74,45 @@ class Buffer(wiring.Component):
         ]
         with m.If(requested):
             m.d.sync += self.data.eq(read.data)
+        return m
+
+
+class WideBuffer(wiring.Component):
+    """A `Buffer` made of buffers of at most 32 bits, each of which fits the width of block RAMs.
+
+    A single wide memory would be built from shallow block RAMs with multiplexers behind them.
+    The parameters and members are those of `Buffer` but for ``response``.
+    """
+
+    latency = Buffer.latency
+
+    def __init__(self, depth, width, columns=1):
+        if width % columns:
+            raise ValueError(f"columns must divide width {width}, not {columns!r}")
+        self.depth, self.width, self.columns = depth, width, columns
+        bits = max(1, (depth - 1).bit_length())
+        super().__init__({
+            "write": In(columns),
+            "write_address": In(bits),
+            "write_data": In(width),
+            "request": In(1),
+            "address": In(bits),
+            "data": Out(width),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        size = self.width // self.columns
+        for column in range(self.columns):
+            for first in range(column * size, (column + 1) * size, 32):
+                end = min(first + 32, (column + 1) * size)
+                m.submodules[f"bits_{first}"] = part = Buffer(self.depth, end - first)
+                m.d.comb += [
+                    part.write.eq(self.write[column]),
+                    part.write_address.eq(self.write_address),
+                    part.write_data.eq(self.write_data[first:end]),
+                    part.request.eq(self.request),
+                    part.address.eq(self.address),
+                    self.data[first:end].eq(part.data),
+                ]
         return m

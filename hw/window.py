@@ -33,6 +33,7 @@ def tap_layout(config, side):
     tile : number of the tile among those that this PE has
     plane : nibble planes of MX8: bit 1 of the activations, bit 0 of the weights; else 0
     chunks : V/4 outputs each that the tile has
+    high : the output pixel has the high split
     last : last group of its unit
     null : the unit is the other side's; there is no group
     """
@@ -43,6 +44,7 @@ def tap_layout(config, side):
         "tile": range(max(2, own_tiles(config, side))),
         "plane": 2,
         "chunks": range(lanes // config.quad + 1),
+        "high": 1,
         "last": 1,
         "null": 1,
     })
@@ -53,8 +55,10 @@ class Window(wiring.Component):
 
     Units are pairs of an output pixel of this side and a tile of lanes, in raster order, tiles
     inside; the PE has number ``index`` and every n-th after it, n being the PEs of the side. Groups
-    of a unit: taps inside the image, (ky, kx) ascending, four plane pairs each for MX8. A null
-    unit is one step.
+    of a unit: taps inside the image, (ky, kx) ascending, four plane pairs each for MX8. Units of
+    the other side are null: every ``skip``-th pixel of an MX8 run on the sparse side, and pixels
+    without dense words on the dense side. A null unit is one step; a dense PE that is alone takes
+    all tiles of a null pixel in one.
 
     One step a cycle. After ``start`` in cycle 0 the first one is there in cycle
     n + `SETUP_CYCLES` + 1; the cycles before find the place of the first unit and the way from one
@@ -100,7 +104,7 @@ class Window(wiring.Component):
             "row": range(config.record_depth // 2 + pes + 2),
             "column": records,
             "record": records,
-            "phase": 8,          # number of the pixel modulo ``skip``
+            "phase": 8,          # pixels before modulo ``skip`` (MX8), or their sum of ``cut``
         })
 
         # what follows from the geometry alone
@@ -126,13 +130,15 @@ class Window(wiring.Component):
         tile, tile_step, next_tile = (
             Signal(range(most_tiles(config, self.side) + 1)) for _ in range(3))
         tile_sum, column_sum = Signal(len(tile) + 1), Signal(len(here.column) + 1)
-        phase_sum = Signal(9)
+        phase_sum = Signal(10)
         tile_wraps, column_wraps = Signal(), Signal()
         rows, columns = geometry.rows[:len(here.row)], geometry.columns[:len(here.column)]
         m.d.comb += [
             tile_sum.eq(tile + tile_step),
             tile_wraps.eq(tile_sum >= geometry.tiles),
             next_tile.eq(Mux(tile_wraps, tile_sum - geometry.tiles, tile_sum)),
+            phase_sum.eq(here.phase + by.phase),
+            there.phase.eq(phase_sum),
             column_sum.eq(here.column + by.column),
             column_wraps.eq(column_sum >= columns),
             there.row.eq(here.row + by.row + column_wraps),
@@ -140,23 +146,21 @@ class Window(wiring.Component):
             there.record.eq(here.record + by.record + Mux(column_wraps, wrap_records, 0)),
         ]
         if sparse:
-            m.d.comb += [
-                phase_sum.eq(here.phase + by.phase),
-                there.phase.eq(Mux(phase_sum >= geometry.skip, phase_sum - geometry.skip,
-                                   phase_sum)),
-            ]
+            with m.If(geometry.mx & (phase_sum >= geometry.skip)):
+                m.d.comb += there.phase.eq(phase_sum - geometry.skip)
+
+        pixel = {"row": 0, "column": stride, "record": pixel_records,
+                 "phase": Mux(geometry.mx, 1, geometry.cut) if sparse else geometry.cut}
+        origin = {"row": 0, "column": stride - 1, "record": first_record, "phase": 0}
 
         def step(place):
             """Statements that step by the pixels of ``place``."""
-            return [by[name].eq(value) for name, value in place.items()]
-
-        pixel = {"row": 0, "column": stride, "record": pixel_records, "phase": 1}
-        origin = {"row": 0, "column": stride - 1, "record": first_record, "phase": 0}
+            return [by[name].eq(place[name]) for name in pixel]
 
         # the taps of a unit
         ky, kx, plane, own = Signal(2), Signal(2), Signal(2), Signal.like(tap.tile)
         high_y, high_x = Signal(2), Signal(2)
-        last_y, last_x, last_plane, last_tile, null = (Signal() for _ in range(5))
+        last_y, last_x, last_plane, last_tile, high, null = (Signal() for _ in range(6))
         m.d.comb += [
             high_y.eq(Mux(geometry.kernel3, Mux(
                 below & (here.row + 1 == rows), 1, 2), 0)),
@@ -165,13 +169,16 @@ class Window(wiring.Component):
             last_y.eq(ky == high_y), last_x.eq(kx == high_x),
             last_plane.eq(~geometry.mx | (plane == 3)),
             last_tile.eq(tile + 1 == geometry.tiles),
-            null.eq((geometry.skip != 0) & (here.phase + 1 == geometry.skip) if sparse else 0),
+            high.eq(~geometry.mx & (here.phase + geometry.cut >= 256)),
+            null.eq(geometry.mx & (here.phase + 1 == geometry.skip) if sparse else
+                    ~geometry.mx & ~high & (geometry.low == 0)),
             tap.record.eq(here.record + Mux(ky[1], in_row << 1, Mux(ky[0], in_row, 0))
                           + Mux(geometry.mx, Cat(plane[1], kx), kx)),
             tap.tap.eq((ky << 1) + ky + kx),
             tap.tile.eq(own),
             tap.plane.eq(plane),
             tap.chunks.eq(Mux(last_tile & (rest != 0), rest, tile_chunks)),
+            tap.high.eq(high),
             tap.last.eq(last_y & last_x & last_plane),
             tap.null.eq(null),
         ]
@@ -227,6 +234,10 @@ class Window(wiring.Component):
                 with m.If(self.o.ready):
                     with m.If(tap.last | null):
                         m.d.sync += begin_unit()
+                        if not sparse and pes == 1:
+                            # all tiles of a null pixel at once
+                            with m.If(null & (way_tile != 0)):
+                                m.d.comb += step(longer_way) + [next_tile.eq(0)]
                         if sparse:
                             m.d.sync += own.eq(Mux(tile_wraps | (way_tile == 0), 0, own + 1))
                         else:

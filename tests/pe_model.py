@@ -54,18 +54,19 @@ def random_geometry(config, side, rng, *, size=None, corner=False, mx=None, kern
                     outputs=None):
     """Fields of `hw.job.geometry_layout` of a random run that keeps the rules.
 
-    ``size`` is that of the image; ``corner``: the run ends with the image's last row and column.
+    ``size`` is that of the image (runs are larger then); ``corner``: the run ends with the image's last row and column.
     """
     pes, lanes, _ = lanes_of(config, side)
     height, width = size or (rng.randint(1, 7), rng.randint(1, 7))
     kernel3 = rng.random() < 0.6 if kernel3 is None else kernel3
     mx = rng.random() < 0.4 if mx is None else mx
-    columns, rows = min(width, rng.randint(1, 6)), min(height, rng.randint(1, 4))
+    columns = min(width, rng.randint(4 if size else 1, 6))
+    rows = min(height, rng.randint(4 if size else 1, 4))
     column = width - columns if corner else rng.choice((0, rng.randint(0, width - columns)))
     row = height - rows if corner else rng.randint(0, height - rows)
     first_column, first_row = max(0, column - kernel3), max(0, row - kernel3)
     tiles = rng.choice([
-        n for n in range(1, max(2, config.tile_outputs // lanes + 1))
+        n for n in range(1, min(4, -(-config.tile_outputs // lanes)) + 1)
         if side == "dense" or pes % n == 0 or n % pes == 0])
     tile_chunks = lanes // config.quad
     chunks = (tiles - 1) * tile_chunks + rng.randint(1, tile_chunks)
@@ -81,20 +82,37 @@ def random_geometry(config, side, rng, *, size=None, corner=False, mx=None, kern
         "records": rng.choice((0, config.record_depth // 2)), "tiles": tiles, "chunks": chunks,
         "stride": rng.randint(1, columns) if side == "dense" and mx else 1,
         "skip": rng.choice((0, 0, 1, 2, 3, 5)) if side == "sparse" and mx else 0,
+        "cut": 0 if mx else rng.choice((0, 256, rng.randint(0, 255))), "low": 0, "high": 1,
         "weights": rng.choice((0, 3)), "pitch": 1, "weight_scales": rng.choice((0, 5)),
     }
 
 
+def is_high(geometry, pixel):
+    """Whether an output pixel of the run has the high split: eight bits carry."""
+    return not geometry["mx"] and pixel * geometry["cut"] % 256 + geometry["cut"] >= 256
+
+
+def is_null(side, geometry, pixel):
+    """Whether an output pixel is the other side's alone."""
+    if geometry["mx"]:
+        return bool(geometry["skip"]) and (pixel + 1) % geometry["skip"] == 0
+    return side == "dense" and not geometry["high" if is_high(geometry, pixel) else "low"]
+
+
 def units(config, side, geometry, index):
-    """(output pixel, tile, other side's) of each unit of work of PE ``index``."""
+    """(output pixel, tile, null) of each unit of work of PE ``index``.
+
+    One dense PE alone takes all units of a null pixel as one.
+    """
     pes = lanes_of(config, side)[0]
     number = 0
     for pixel in range(geometry["rows"] * geometry["columns"]):
         if (pixel + 1) % geometry["stride"]:
             continue
+        null = is_null(side, geometry, pixel)
         for tile in range(geometry["tiles"]):
-            if number % pes == index:
-                yield pixel, tile, bool(geometry["skip"]) and (pixel + 1) % geometry["skip"] == 0
+            if number % pes == index and not (null and side == "dense" and pes == 1 and tile):
+                yield pixel, tile, null
             number += 1
 
 
@@ -138,7 +156,7 @@ def window_steps(config, side, geometry, index):
         inside = list(groups(geometry, pixel))
         for number, (tap, record, plane) in enumerate(inside):
             yield {
-                "null": 0, "record": geometry["records"] + record, "tap": tap, "plane": plane,
+                "null": 0, "high": int(is_high(geometry, pixel)), "record": geometry["records"] + record, "tap": tap, "plane": plane,
                 "tile": own_tile(config, side, tile),
                 "chunks": chunks_of_tile(config, side, geometry, tile),
                 "last": int(number == len(inside) - 1),
@@ -150,32 +168,32 @@ class Schedule:
 
     A group takes ``count`` issues, one a cycle; an empty one takes a cycle without an issue, but
     at the end of a unit it is issued as one empty product; a null unit takes a cycle. The last
-    issue of a scaled group comes at least ``steps`` cycles after that of the scaled group before.
-    The last issue of a unit needs ``steps`` free rows of results; they are free again in the cycle
-    after the unit's last chunk was taken.
+    issue of a scaled group comes at least ``steps`` cycles after that of the scaled group before,
+    the last issue of a unit at least ``unit_cycles`` after that of the unit before. The latter
+    also waits while ``capacity`` units are in flight: a unit is from its last issue until its last
+    chunk has been taken.
 
     Parameters
     ----------
     first : int
         Cycle of the first issue.
-    steps, depth : int
-        Rows of results of a unit; rows there are.
+    steps, unit_cycles, capacity : int
 
     Attributes
     ----------
     issues : list
         (cycle, first of the group, last of the group, last of the unit, empty) of each issue.
     starved : int
-        Cycles in which the last issue of a unit waited for room, and for nothing else.
+        Cycles in which the last issue of a unit waited while there was no room.
     end : int
         Last cycle in which a group or null unit was at the issue; ``first`` - 1 without any.
     """
 
-    def __init__(self, first, steps, depth):
-        self.steps, self.depth = steps, depth
+    def __init__(self, first, steps, unit_cycles, capacity):
+        self.steps, self.unit_cycles, self.capacity = steps, unit_cycles, capacity
         self.cycle, self.end, self.starved = first, first - 1, 0
-        self.group_free = 0
-        self.issues, self.freed, self.units = [], [], 0
+        self.group_free = self.unit_free = 0
+        self.issues, self.units = [], 0
 
     def null(self):
         self.end = self.cycle
@@ -192,16 +210,21 @@ class Schedule:
         for number in range(max(1, count)):
             ends = number == max(1, count) - 1
             if ends:
-                self.cycle = max(self.cycle, self.group_free)
-                self.group_free = self.cycle + self.steps
-                older = self.units - self.depth // self.steps
-                if last and older >= 0:
-                    room = free(older) + 1
-                    self.starved += max(0, room - self.cycle)
-                    self.cycle = max(self.cycle, room)
-                    self.group_free = self.cycle + self.steps
+                self.wait(last, free)
             self.issues.append((self.cycle, number == 0, ends, ends and last, not count))
             self.end = self.cycle
             self.cycle += 1
-        self.units += last
         return self.end
+
+    def wait(self, last, free):
+        arrived = self.cycle
+        self.cycle = max(arrived, self.group_free)
+        if last:
+            self.cycle = max(self.cycle, self.unit_free)
+            if self.units >= self.capacity:
+                room = free(self.units - self.capacity) + 1
+                self.starved += max(0, room - arrived)
+                self.cycle = max(self.cycle, room)
+            self.unit_free = self.cycle + self.unit_cycles
+            self.units += 1
+        self.group_free = self.cycle + self.steps
