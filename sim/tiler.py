@@ -342,6 +342,7 @@ class Estimate:
         self.mean = sum(density) / len(density)
         self.taps = {}
         self.split = {}      # whole words of the dense side
+        self.room = {}
 
     def rates(self, outputs):
         """Cycles of the dense and of the sparse side for an issue of each tile of lanes.
@@ -401,6 +402,8 @@ class Estimate:
 
     def rows(self, width):
         """Rows of input of this width that a run is expected to hold, and what limits them."""
+        if width in self.room:
+            return self.room[width]
         found = []
         for what, (pixel, have) in _pixel_sizes(
                 self.shape, self.config, self.tiles[0][1], self.dense_limit).items():
@@ -408,7 +411,8 @@ class Estimate:
                 pixel = min(pixel, max(1, pixel * self.mean + self.shape.planes / 2))
             found.append((int(have / (width * pixel)) if pixel else math.inf, FIELDS[what]))
         rows, limit = min(found)
-        return max(rows, self.shape.kernel), limit
+        self.room[width] = max(rows, self.shape.kernel), limit
+        return self.room[width]
 
     def pixel_load(self, positions):
         """Cycles to load an input pixel's codes of a tile: port words, or the compactor's."""
@@ -527,11 +531,12 @@ def plan(shape, config, density=None, tile_channels=None, dense_limit=None):
         if need > have:
             refuse(error, what, need, have, config)
     candidates, refusals = [], []
+    estimate = functools.cache(functools.partial(Estimate, shape, config, density))
     for narrow in (False, True):
         refusals.clear()
         for chosen in _choices(shape, config, tile_channels, dense_limit, narrow):
             try:
-                candidates.append(_candidate(shape, config, density, *chosen))
+                candidates.append(_candidate(estimate(*chosen[:2]), *chosen))
             except FitError as error:
                 refusals.append(error)
         if candidates:
@@ -604,7 +609,7 @@ def _output_tiles(outputs, size, config):
     return tuple(found)
 
 
-def _candidate(shape, config, density, tile_channels, dense_limit, size, columns):
+def _candidate(estimate, tile_channels, dense_limit, size, columns):
     """The Candidate of a choice.
 
     Raises
@@ -612,8 +617,7 @@ def _candidate(shape, config, density, tile_channels, dense_limit, size, columns
     FitError
         If one of its jobs does not fit.
     """
-    estimate = Estimate(shape, config, density, tile_channels, dense_limit)
-    tiles = estimate.tiles
+    shape, config, tiles = estimate.shape, estimate.config, estimate.tiles
     outputs = _output_tiles(shape.outputs, size, config)
     widths = _parts(shape.width, columns)
     heights, limits = (shape.height,), {}
@@ -684,16 +688,19 @@ def _classes(shape, outputs, widths, heights, tiles):
 
     rows, columns = spans(heights, shape.height), spans(widths, shape.width)
     places = len(widths) * len(heights)
+    kinds = collections.Counter((slots, positions, number in (0, len(tiles) - 1))
+                                for number, (_, slots, positions) in enumerate(tiles))
     found = collections.Counter()
-    for output, (number, (_, slots, positions)) in itertools.product(outputs, enumerate(tiles)):
+    for (output, outputs_count), ((slots, positions, end), tiles_count) in itertools.product(
+            collections.Counter(outputs).items(), kinds.items()):
         # Sums end with the last tile of channels, and the order turns: either end has its half.
-        ends = 1 if len(tiles) == 1 else (number in (0, len(tiles) - 1)) / 2
+        ends = end / min(2, len(tiles))
         kept = ends * (places - 1) / places
         for (down, rows_count), (across, columns_count), (loaded, weights), (last, results) in (
                 itertools.product(rows.items(), columns.items(),
                                   ((True, 1 - kept), (False, kept)),
                                   ((True, ends), (False, 1 - ends)))):
-            count = rows_count * columns_count * weights * results
+            count = (outputs_count * tiles_count * rows_count * columns_count * weights * results)
             if count:
                 found[down, across, output, (slots, positions), loaded, last] += count
     return found

@@ -375,8 +375,8 @@ def test_a_layer_that_does_not_fit(error, text, change):
     (Error.SCALES,
      "words of dense weight scales must be at most 32 for tiny, not 36: 4 too many",
      {"weight_scale_depth": 32}),
-    (Error.TILES, "tiles of 16 outputs must divide the 3 sparse PEs of tiny or be a multiple of"
-                  " them, not 2", {"sparse_pes": 3}),
+    (Error.TILES, ("tiles of 16 outputs must divide the 3 sparse PEs of tiny or be a multiple of"
+                   " them, not 2"), {"sparse_pes": 3}),
 ])
 def test_no_tile_is_small_enough(error, text, change):
     """The rule is that which the smallest tile breaks: 32 slots, 32 outputs, a column."""
