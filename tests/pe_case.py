@@ -17,6 +17,14 @@ from tests.pe_model import (
 )
 
 
+def scale_byte(code, mx):
+    """A weight scale as the PEs' buffers hold it: factor in the low nibble, shift in the high."""
+    if mx:
+        return 1 | (code & 15) << 4
+    exponent = code >> 3
+    return code & 7 | 8 * (exponent > 0) | max(exponent - 1, 0) << 4
+
+
 class Case:
     """Codes, weights and scales of a run with a random geometry.
 
@@ -187,7 +195,7 @@ class Case:
         first = self.geometry["weight_scales"] + (
             tap * own + own_tile(config, self.side, tile)) * steps
         for step in range(steps):
-            row = [self.weight_scales[k][tap] if k < len(self.weight_scales) else 0
+            row = [scale_byte(self.weight_scales[k][tap], self.mx) if k < len(self.weight_scales) else 0
                    for k in lanes[step * self.units:(step + 1) * self.units]]
             for column in range(max(1, self.units // size)):
                 yield ("load_weight_scales", 1 << column, first + step,
