@@ -93,7 +93,7 @@ class Job:
     @functools.cached_property
     def weight_scales(self):
         """Codes, ``[tap][output]``."""
-        return [[self.rng.randrange(256) for _ in range(self.output_words * self.config.vector)]
+        return [[self.rng.randrange(127) for _ in range(self.output_words * self.config.vector)]
                 for _ in range(self.taps)]
 
     @functools.cached_property
@@ -273,6 +273,118 @@ class Run:
             self.sizes[-1][1].append(max(1, full) if config.sparse_pes else 1)
 
 
+def decoded_scale(code, mx):
+    """Byte of a weight scale as the PEs keep it: factor, then shift."""
+    exponent = code >> 3 & 15
+    if mx:
+        return 1 | (code & 15) << 4
+    return (code & 7) + 8 * (exponent > 0) | (max(exponent, 1) - 1) << 4
+
+
+class Weights:
+    """What a job leaves in the buffers that its runs share.
+
+    ``rows``: rows of each memory; ``place``: the first ones; ``buffers``: words by (address,
+    column), for the sparse side by (PE, address, column).
+    """
+
+    def __init__(self, job, top, bank):
+        config = job.config
+        sizes = layer_sizes(job)
+        depths = {"dense_weights": config.weight_depth,
+                  "dense_weight_scales": config.weight_scale_depth,
+                  "sparse_weights": config.sparse_weight_depth,
+                  "sparse_weight_scales": config.weight_scale_depth}
+        lines, own = job.taps * job.planes, sizes["sparse_own"]
+        self.rows = {
+            "dense_weights": lines * sizes["dense_tiles"] * job.dense_pitch,
+            "dense_weight_scales": job.taps * sizes["dense_tiles"] * config.dense_steps,
+            "sparse_weights": lines * own * job.sparse_pitch,
+            "sparse_weight_scales": job.taps * own * config.sparse_steps}
+        for name in depths:
+            if not getattr(config, f"{name.split('_')[0]}_pes"):
+                self.rows[name] = 0
+        self.place = {name: (depths[name] - rows) if top else 0
+                      for name, rows in self.rows.items()}
+        self.fits = all(self.rows[name] <= depth for name, depth in depths.items())
+        self.depths = depths
+        words = config.tile_outputs * 64 // config.port_width
+        first, self.bank = bank << (words - 1).bit_length(), bank
+        self.job, self.own, self.sizes = job, own, sizes
+        self.buffers = {name: {} for name in depths}
+        if self.fits:
+            self.buffers["table"] = {
+                (first + n, 0): word for n, word in enumerate(job.table)}
+            if config.dense_pes:
+                self.dense()
+            if config.sparse_pes:
+                self.sparse()
+
+    def beside(self, other):
+        """Both jobs' weights fit."""
+        return all(self.rows[name] + other.rows[name] <= depth
+                   for name, depth in self.depths.items())
+
+    def words(self):
+        """Each (tap and plane, tap, position, outputs' codes) that is loaded."""
+        for position, slot in enumerate(self.job.list):
+            if slot != PADDING:
+                for tap, planes in enumerate(self.job.weights[slot]):
+                    for plane, line in enumerate(planes):
+                        yield tap * self.job.planes + plane, position, line
+
+    def dense(self):
+        job, config = self.job, self.job.config
+        lanes, vector, units = config.dense_lanes, config.vector, config.dense_scale_units
+        tiles = self.sizes["dense_tiles"]
+        for line, position, outputs in self.words():
+            for tile in range(tiles if position < job.high else 0):
+                row = (line * tiles + tile) * job.dense_pitch + position // vector
+                place = self.place["dense_weights"] + row, position % vector
+                self.buffers["dense_weights"][place] = nibbles(
+                    outputs[tile * lanes:(tile + 1) * lanes])
+        rows = tiles * config.dense_steps
+        for tap, scales in enumerate(job.weight_scales):
+            for row in range(rows):
+                self.scale_row("dense", (self.place["dense_weight_scales"] + tap * rows + row,),
+                               scales[row * units:(row + 1) * units])
+
+    def sparse(self):
+        job, config = self.job, self.job.config
+        lanes, vector, units = config.sparse_lanes, config.vector, config.sparse_scale_units
+        tiles, pes = self.sizes["sparse_tiles"], config.sparse_pes
+        for tile in range(tiles):
+            turns = min(tiles, pes)
+            owners = [pe for pe in range(pes) if pe % turns == tile % turns]
+            own = tile // pes
+            outputs = range(tile * lanes, min((tile + 1) * lanes, job.output_words * vector))
+            for pe in owners:
+                for line, position, codes in self.words():
+                    if position < job.low_used:
+                        continue
+                    row = ((line * self.own + own) * job.sparse_pitch
+                           + position - job.sparse_first)
+                    for first in outputs[::vector]:
+                        place = (pe, self.place["sparse_weights"] + row,
+                                 first % lanes // vector)
+                        self.buffers["sparse_weights"][place] = nibbles(
+                            codes[first:first + vector])
+                for tap, scales in enumerate(job.weight_scales):
+                    for first in outputs[::units]:
+                        row = ((tap * self.own + own) * config.sparse_steps
+                               + first % lanes // units)
+                        self.scale_row(
+                            "sparse", (pe, self.place["sparse_weight_scales"] + row),
+                            scales[first:first + units])
+
+    def scale_row(self, side, place, scales):
+        size = self.job.config.port_width // 8
+        data = [decoded_scale(code, self.job.mx) for code in scales]
+        for column in range(ceil(len(data), size)):
+            self.buffers[f"{side}_weight_scales"][*place, column] = sum(
+                byte << 8 * n for n, byte in enumerate(data[column * size:(column + 1) * size]))
+
+
 def layer_sizes(job):
     """Sizes that the sequencer derives for a job; see `hw.layer.layer_layout`."""
     config = job.config
@@ -290,6 +402,53 @@ def layer_sizes(job):
         "input_row": top, "input_last": bottom - 1, "input_column": left,
         "input_width": right - left,
     }
+
+
+def layer_fields(job, fields):
+    """The loader's ``layer`` for a job whose operands lie at ``fields``."""
+    formats = (2, 2) if job.mx else (0, 1)
+    return {
+        **fields, **layer_sizes(job),
+        "slot_pitch": job.taps * job.planes * fields["weight_pitch"],
+        "format": formats[job.signed], "kernel": job.kernel, "height": job.height,
+        "width": job.width, "channels": job.slots, "outputs": job.outputs, "tile_y": job.y,
+        "tile_x": job.x, "tile_height": job.tile_height, "tile_width": job.tile_width,
+        "share": job.share, "dense_limit": job.dense_limit,
+        "keep_weights": int(job.keep_weights),
+    }
+
+
+def geometries(run, weights):
+    """Fields of the geometry of both sides for a `Run` and the `Weights` that it uses."""
+    job = run.job
+    config, first = job.config, job.sparse_first
+    left, right = job.input_columns
+    sizes = layer_sizes(job)
+    both = {
+        "kernel3": int(job.kernel == 3), "mx": int(job.mx),
+        "signed_codes": int(job.signed and not job.mx), "height": job.height, "width": job.width,
+        "row": run.row, "column": job.x, "rows": run.rows, "columns": job.tile_width,
+        "above": int(run.begin < run.row), "before": int(left < job.x), "in_width": right - left,
+        "records": run.parity * config.record_depth // 2, "chunks": sizes["chunks"],
+        "cut": job.cut}
+    result = {
+        "dense": {
+            **both, "tiles": sizes["dense_tiles"], "pitch": job.dense_pitch,
+            "low": job.words if job.mx else ceil(job.low, config.vector),
+            "high": ceil(job.high, config.vector), "stride": max(1, job.share) if job.mx else 1},
+        "sparse": {
+            **both, "tiles": sizes["sparse_tiles"], "pitch": job.sparse_pitch,
+            "high": job.high - first, "stride": 1, "skip": job.share if job.mx else 0}}
+    active = ((job.share != 0, job.share != 1) if job.mx
+              else (job.high > 0, job.low < job.n))
+    for (side, geometry), work in zip(result.items(), active):
+        geometry["weights"] = weights.place[f"{side}_weights"] % weights.depths[
+            f"{side}_weights"]
+        geometry["weight_scales"] = (
+            weights.place[f"{side}_weight_scales"] % config.weight_scale_depth)
+        geometry["active"] = int(work and getattr(config, f"{side}_pes") > 0)
+    return {side: geometry if geometry["active"] else {"active": 0}
+            for side, geometry in result.items()}
 
 
 class Monitor:
