@@ -1,5 +1,7 @@
 """sim/sampling.py: which layer calls a sampling run gives, and from where their labels come."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,7 +9,8 @@ from golden import detector, trace
 from golden.quantized_network import evaluate
 from golden.sampler import draw_noise, sample
 from hw import config
-from sim import lowering, sampling
+from sim import sampling
+from sim.shape import FitError, Shape
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +101,37 @@ def test_thresholds(model):
 
 
 def test_layers_that_do_not_fit_are_refused_first(model):
-    core = config.Config(name="narrow", max_channels=32, max_outputs=32, activation_depth=8)
+    core = dataclasses.replace(config.TINY, name="narrow", max_channels=32, tile_channels=32)
     calls = sampling.layer_calls(model, core, [0], list(model.layers))
-    with pytest.raises(lowering.FitError, match=r" must be at most \d+ for narrow, not \d+: \d+ t"):
+    with pytest.raises(FitError, match=r" must be at most \d+ for narrow, not \d+: \d+ too many$"):
         next(calls)
+
+
+def test_calls_have_the_tiles_and_costs_of_their_plans(model):
+    names = list(model.layers)
+    found = sampling.plans(model, config.SMALL, names)
+    assert list(found) == names
+    for thresholds in (None, sampling.thresholds_for(model, config.SMALL, 0.3)):
+        for call, _ in sampling.layer_calls(model, config.SMALL, [0], names,
+                                            thresholds=thresholds):
+            plan = found[call.name]
+            assert plan.shape == Shape.of(call, config.SMALL)
+            assert call.tile_channels == plan.tile_channels
+            assert call.dense_limit == plan.dense_limit
+            balanced = thresholds is None and plan.shape.labelled
+            assert call.balance == (plan.costs if balanced else None)
+
+
+def test_plans_know_how_many_zeros_there_are(model):
+    found = sampling.plans(model, config.SMALL)
+    densities = {plan.density for name, plan in found.items()
+                 if model.layers[name].sparse_capable}
+    assert len(densities) > 1
+    for name, plan in found.items():
+        item = model.layers[name]
+        if item.sparse_capable:
+            zeros = item.zeros.double().mean() / (item.height * item.width)
+            assert plan.density == (pytest.approx(1 - float(zeros), abs=0.01),)
 
 
 def test_thresholds_suit_the_core(model):
@@ -160,6 +190,6 @@ def test_a_trace_of_something_else_is_refused(model, counted):
     names = list(model.layers)
     with pytest.raises(trace.TraceError, match=r"^seed of the trace must be 5, not 0: record it "):
         next(sampling.layer_calls(model, config.TINY, [1], names, seed=5, trace=counted))
-    wide = config.Config(name="wide", vector=32, dense_lanes=8)
+    wide = dataclasses.replace(config.SMALL, name="wide", vector=32)
     with pytest.raises(trace.TraceError, match=r"^vector of the trace must be 32, not 16: record"):
         next(sampling.layer_calls(model, wide, [1], names, trace=counted))
