@@ -33,8 +33,6 @@ class ReadArbiter(wiring.Component):
     in_flight = 64
 
     def __init__(self, config, clients):
-        if not isinstance(clients, int) or clients < 1:
-            raise ValueError(f"clients must be a positive integer, not {clients!r}")
         self.clients = clients
         super().__init__({
             **{f"i_{number}": In(ReadPort(config)) for number in range(clients)},

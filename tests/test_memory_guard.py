@@ -4,9 +4,10 @@ import collections
 import random
 
 import pytest
+from amaranth import Const
 
 from hw.config import TINY
-from hw.memory_guard import MemoryGuard
+from hw.memory_guard import MemoryGuard, inside
 from tests.pe_model import STALLS, simulate
 
 LAST = (1 << TINY.address_width) - 1
@@ -34,13 +35,9 @@ def test_traffic(unit_stall, memory_stall):
 
     async def bench(ctx):
         waiting, outside = 0, [0, 0]
-        for windows in [*zip(WINDOWS, reversed(WINDOWS)), None]:
-            check = windows is not None
-            (read_base, read_limit), (write_base, write_limit) = windows or WINDOWS[3:]
-            for name, value in (("check", check), ("read_base", read_base),
-                                ("read_limit", read_limit), ("write_base", write_base),
-                                ("write_limit", write_limit)):
-                ctx.set(getattr(dut, name), value)
+        for windows in zip(WINDOWS, reversed(WINDOWS)):
+            (read_base, read_limit), (write_base, write_limit) = windows
+            ctx.set(dut.read_base, read_base & LAST)
             for _ in range(60):
                 asked = near(rng, read_base, read_limit)
                 target = near(rng, write_base, write_limit)
@@ -62,8 +59,13 @@ def test_traffic(unit_stall, memory_stall):
                         (dut.memory.read_response.payload, word),
                         (dut.memory.write_response.valid, done)):
                     ctx.set(signal, value)
-                read_inside = not check or read_base <= asked < read_limit
-                write_inside = check and write_base <= target < write_limit
+                read_inside = ctx.get(inside(Const(asked), Const(read_base), Const(read_limit)))
+                write_inside = ctx.get(
+                    inside(Const(target), Const(write_base), Const(write_limit)))
+                assert read_inside == (read_base <= asked < read_limit)
+                assert write_inside == (write_base <= target < write_limit)
+                ctx.set(dut.read_inside, read_inside)
+                ctx.set(dut.write_inside, write_inside)
                 assert ctx.get(dut.violation) == (
                     (reads and not read_inside) or (writes and not write_inside))
                 # reads: a response for each request, in order, whatever was asked for
@@ -99,8 +101,7 @@ def test_writes_wait_for_answers():
     dut = FewWrites(TINY)
 
     async def bench(ctx):
-        for name, value in (("check", 1), ("write_base", 0), ("write_limit", 10)):
-            ctx.set(getattr(dut, name), value)
+        ctx.set(dut.write_inside, 1)
         ctx.set(dut.write.request.valid, 1)
         ctx.set(dut.memory.write_request.ready, 1)
         order = collections.Counter()

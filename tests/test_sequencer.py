@@ -381,7 +381,7 @@ def sizes(config, fields):
     def whole(value, size):
         return -(-value // size)
 
-    get = {name: 0 for name in FIELDS} | fields
+    get = dict.fromkeys(FIELDS, 0) | fields
     mx = get["format"] in (Format.MX8, Format.IN16)
     border = get["kernel"] == 3
     seen = {"plane": get["height"] * get["width"], "mx": int(mx)}
@@ -535,7 +535,7 @@ async def run_chain(bench, chain, units, fault=None):
         for name, kind in (("convolve", Kind.CONVOLVE), ("requantize", Kind.REQUANTIZE)):
             if bench.get(name):
                 number = len(begun)
-                fields = {field: 0 for field in FIELDS} | chain[number]
+                fields = dict.fromkeys(FIELDS, 0) | chain[number]
                 assert kind == fields["kind"]
                 shown = bench.get("layer")
                 assert all(shown[name] == fields[name] for name in FIELDS if name != "next")
