@@ -10,9 +10,8 @@ PIXEL_WIDTH = 16  # bits of a pixel's number and of the number of pixels of a te
 
 
 def word_width(config):
-    """Bits of the number of a channel word; the network input has two words of its own."""
-    return (max(config.max_channels, config.max_outputs, 2 * config.vector)
-            // config.vector).bit_length()
+    """Bits of the number of a word of V channels, and of how many a tensor has."""
+    return (max(config.max_channels, config.max_outputs) // config.vector).bit_length()
 
 
 class ActivationMapper(wiring.Component):

@@ -4,8 +4,6 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.channel_lists import most_slots
-
 __all__ = ["ZeroCounters"]
 
 
@@ -30,7 +28,7 @@ class ZeroCounters(wiring.Component):
 
     def __init__(self, config):
         self.quad = config.quad
-        self.rows = most_slots(config) // config.quad
+        self.rows = config.max_channels // config.quad
         row_bits = (self.rows - 1).bit_length()
         super().__init__({
             "enable": In(1),

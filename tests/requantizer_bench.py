@@ -12,6 +12,7 @@ from cocotb.triggers import Timer
 
 from golden import detector, requantizer
 from golden.requantizer import Format
+from hw.code_writer import ring_depth
 from hw.config import load
 from hw.memory_port import write_layout
 from hw.requantizer import fields_layout
@@ -20,6 +21,7 @@ from sim import lowering
 CONFIG = load(os.environ.get("REQUANTIZER_CONFIG", "tiny"))
 V = CONFIG.vector
 PORT_BYTES = V // 2
+MOST_INPUTS = CONFIG.max_channels // 64 * 32  # channels of IN16
 COUNTS = np.zeros(CONFIG.detector_depth, np.int64)  # as the detector keeps them from test to test
 
 
@@ -186,26 +188,32 @@ class Case:
     def __init__(self, rng, format=None, channels=None, size=None, labels=None, spread=None,
                  evaluation=None, interval=1, base=None):
         self.rng = rng
-        most = CONFIG.max_channels // V
+        most = CONFIG.max_channels
         self.format = Format(rng.choice(list(Format)) if format is None else format)
+        step = 32 if self.format == Format.MX8 else V
         if channels is None:
-            channels = [rng.choice((1, V, rng.randint(1, V)))]
+            channels = [rng.choice((1, V, rng.randint(1, V), rng.randint(1, MOST_INPUTS)))]
             if self.format != Format.IN16:
-                channels = [rng.randint(1, V * rng.randint(1, most))]
-                if most > 1 and rng.random() < 0.4:
-                    words = rng.randint(1, most - 1)
-                    channels = [rng.randint(1, words * V), rng.randint(1, (most - words) * V)]
+                channels = [rng.randint(1, rng.choice((V, 4 * V, most)))]
+                left = most - -(-channels[0] // step) * step
+                if left and rng.random() < 0.4:
+                    channels.append(rng.randint(1, left))
         self.channels = channels
+        self.tile_channels = 32 if self.format.mx else 32 * rng.randint(
+            1, CONFIG.tile_channels // 32)
+        self.dense_limit = rng.choice((255, 255, rng.randint(0, CONFIG.tile_channels // V)))
         self.height, self.width = size or rng.choice(
             ((1, 1), (1, 2), (2, 1), (3, 3), (1, 5), (rng.randint(1, 6), rng.randint(1, 6))))
         self.pixels = self.height * self.width
-        self.labels = labels or rng.choice(("dense", "sparse", "mixed"))
+        self.labels = labels or rng.choice(("dense", "sparse", "mixed", "balanced", "balanced"))
+        self.costs = detector.Costs(*(rng.randint(0, most) for most in (400, 100, 60, 400)))
         self.evaluation = rng.randrange(40) if evaluation is None else evaluation
         self.interval = interval
         self.generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
-        self.slots = sum(-(-count // V) * V for count in channels)
+        step = 32 if self.format.mx else V
+        self.slots = -(-sum(-(-count // V) * V for count in channels) // step) * step
         if self.format == Format.IN16:
-            self.slots = 2 * V
+            self.slots *= 2
         self.base = rng.randrange(CONFIG.detector_depth - self.slots) if base is None else base
         self.operands(rng.choice(("small", "wide", "huge", "sparse")) if spread is None else spread)
 
@@ -239,7 +247,8 @@ class Case:
             offset = self.integers(-(1 << reach), (1 << reach) - 1, (total,))
             if spread == "small":
                 self.shift = rng.randint(8, 24)
-            gain, offset = (requantizer.spread(t, self.channels, V) for t in (gain, offset))
+            gain, offset = (requantizer.spread(t, self.channels, V, mx=self.format.mx)
+                            for t in (gain, offset))
         else:
             self.shift = 0
         self.gain, self.offset = gain, offset
@@ -248,7 +257,7 @@ class Case:
 
     @property
     def natural(self):
-        return self.format in (Format.MX8, Format.IN16)
+        return self.format.mx
 
     @property
     def updates(self):
@@ -256,7 +265,11 @@ class Case:
 
     @property
     def threshold(self):
-        return {"dense": detector.NEVER, "sparse": 0, "mixed": 30000}[self.labels]
+        return {"dense": detector.NEVER, "sparse": 0}.get(self.labels, 30000)
+
+    @property
+    def balanced(self):
+        return self.labels == "balanced" and not self.natural
 
     @property
     def reads(self):
@@ -266,40 +279,64 @@ class Case:
     @property
     def work(self):
         """Port words of the pass, roughly."""
-        return 20 * self.slots // V + (5 * self.slots // V + 12) * self.pixels
+        return 100 * self.slots // V + (5 * self.slots // V + 12) * self.pixels
+
+    def list_cycles(self):
+        """What `ChannelLists` takes, by its contract; the case must have been placed."""
+        sides = bool(CONFIG.dense_pes and CONFIG.sparse_pes) and not self.natural
+        cycles = 6
+        for tile in self.lists:
+            words = -(-len(tile.slots) // V)
+            cycles += 2 * tile.size + 14 + words * V - len(tile.slots)
+            cycles += (64 if self.balanced else 2) if sides else 1
+            if sides and self.balanced:
+                taken = -(-tile.low // V)
+                cycles += 4 * taken + (4 if taken == min(words, self.dense_limit) else 15)
+        return cycles
 
     def stored(self):
         """Counts to put into the detector first, so that labels are as asked for."""
         counts = self.integers(0, self.pixels, (self.slots,))
         counts[torch.rand(self.slots, generator=self.generator) < 0.1] = \
             -(-self.threshold * self.pixels // 65536) if self.labels == "mixed" else 0
+        if self.balanced:
+            counts[torch.rand(self.slots, generator=self.generator) < 0.05] = 65535
         return counts
 
     def place(self, memory, counts):
         """Put the operands into memory; set the regions; return memory as it must become."""
-        codes, natural = self.codes, self.natural
+        codes, word_bytes = self.codes, V // 2
         counts = torch.tensor(counts[self.base:self.base + self.slots])
-        labels = torch.zeros(self.slots, dtype=torch.bool)
-        if not natural and CONFIG.sparse_pes:
+        common = {"tile_channels": self.tile_channels, "dense_limit": self.dense_limit,
+                  "dense": CONFIG.dense_pes > 0, "sparse": CONFIG.sparse_pes > 0}
+        if self.natural:
+            lists = detector.natural_lists(codes.valid)
+        elif self.balanced:
+            lists = detector.balanced_lists(
+                counts, self.pixels, self.costs, codes.valid, V, **common)
+        else:
             labels = detector.labels(counts, self.pixels, self.threshold, codes.valid)
-        dense, sparse = detector.permutation(labels, codes.valid, V, natural)
-        positions = detector.positions(dense, sparse, V)
-        ordered = torch.where((positions != detector.NO_CHANNEL)[:, None, None],
-                              codes.codes[positions.clamp(max=self.slots - 1)], 0)
+            lists = detector.threshold_lists(labels, codes.valid, V, **common)
         loads = {f"segment_{n}": lowering.pack_tensor(self.noisy(segment), V)
                  for n, segment in enumerate(self.segments)}
         if self.gain is not None:
             gain, offset = (torch.where(codes.valid, known, self.integers(-999, 999, known.shape))
                             for known in (self.gain, self.offset))
             loads["table"] = lowering.pack_table(gain, offset, V)
+        # The lists leave gaps that are not written.
+        block = lowering.block_words(self.tile_channels, V)
+        blocks = [lowering.pack_list(tile.slots, tile.low, tile.high, tile.cut, V)
+                  for tile in lists]
         stores = {
-            "permutation": lowering.pack_permutation(dense, sparse, V),
+            "permutation": np.zeros((block * len(lists), word_bytes), np.uint8),
             "scales": lowering.pack_bytes(codes.scales, V),
-            "codes": lowering.pack_codes(ordered, self.format, V),
+            "codes": np.concatenate([
+                lowering.pack_codes(tile.gather(codes.codes, V), self.format, V)
+                for tile in lists]),
         }
         if self.format != Format.IN16:
             stores["counts"] = lowering.pack_halves(codes.zero_counts, V)
-        self.regions, self.lists = {}, (len(dense), len(sparse))
+        self.regions, self.lists = {}, lists
         place = self.rng.randrange(1, 50)
         order = [*loads.items(), *stores.items()]
         self.rng.shuffle(order)
@@ -313,7 +350,12 @@ class Case:
         expected = memory.words.copy()
         for name, words in stores.items():
             first, end = self.regions[name]
-            expected[first:end] = words
+            if name == "permutation":
+                for number, words in enumerate(blocks):
+                    place = first + number * block
+                    expected[place:place + len(words)] = words
+            else:
+                expected[first:end] = words
         first, end = self.regions["scales"]
         used = codes.scales.numel()
         expected[first:end].reshape(-1)[used:] = memory.words[first:end].reshape(-1)[used:]
@@ -336,6 +378,10 @@ class Case:
             "counts": first.get("counts", 0), "table": first.get("table", 0),
             "destination": first["codes"], "shift": self.shift, "detector": self.base,
             "interval": self.interval, "threshold": self.threshold,
+            "balance": int(self.balanced), "tile_channels": self.tile_channels,
+            "dense_limit": self.dense_limit, "cost_word": self.costs.word,
+            "cost_nonzero": self.costs.nonzero, "cost_group": self.costs.group,
+            "cost_floor": self.costs.floor,
         }
         assert set(values) == set(dict(fields_layout(CONFIG)))
         return sum(value << fields_layout(CONFIG)[name].offset for name, value in values.items())
@@ -365,9 +411,12 @@ async def test_edges(dut):
     bench = Bench(dut, cocotb.RANDOM_SEED)
     await bench.reset()
     for format in Format:
-        wide = [[V], [V - 1]] if format == Format.IN16 else [
-            [V], [V + 1], [V, V], [V - 1, 1], [CONFIG.max_channels], [1, CONFIG.max_channels - V]]
-        for channels, labels in itertools.product([[1], *wide], ("dense", "sparse", "mixed")):
+        most = CONFIG.max_channels
+        wide = [[V], [V - 1], [V + 1], [MOST_INPUTS]] if format == Format.IN16 else [
+            [V], [V + 1], [V, V], [V - 1, 1], [most], [1, most - V]]
+        for channels, labels in itertools.product(
+                [[1], *wide], ("dense",) if format.mx else
+                ("dense", "sparse", "mixed", "balanced")):
             await run_case(bench, Case(bench.rng, format, channels, (1, 1), labels))
 
 
@@ -407,23 +456,26 @@ async def test_pace(dut):
     """Cycles of a pass when memory keeps up; see the contract of `Requantizer`."""
     bench = Bench(dut, cocotb.RANDOM_SEED, latency=2)
     await bench.reset()
-    words = CONFIG.max_channels // V
-    for format, channels, per_pixel in (
-            (Format.A4U, [words * V], 4 * words + 1),
-            (Format.A4S, [words * V], 4 * words + 1),
-            (Format.MX8, [words * V], 4 * words + -(-words * V // 32) + 1),
-            (Format.A4U, [V], 6),
-            (Format.IN16, [3], 11)):
+    most = min(CONFIG.max_channels, ring_depth(CONFIG) * CONFIG.quad // 3 // V * V)
+    for format, channels, labels in (
+            (Format.A4U, [most], "dense"), (Format.A4S, [most - 7], "balanced"),
+            (Format.MX8, [most], "dense"), (Format.A4U, [V], "dense"), (Format.IN16, [3], "dense"),
+            (Format.IN16, [most // 64 * 32 - 1], "dense")):
         seen = []
         for size in ((1, 8), (5, 8)):
-            case = Case(bench.rng, format, channels, size, "dense")
-            seen.append(await run_case(bench, case))
-        pace = (seen[1] - seen[0]) / 32
+            case = Case(bench.rng, format, channels, size, labels)
+            case.tile_channels = 32 if format.mx else CONFIG.tile_channels
+            cycles = await run_case(bench, case)
+            words = [-(-len(tile.slots) // V) for tile in case.lists]
+            lists = case.list_cycles() + 4 * words[-1]
+            seen.append((cycles, lists))
+        pace = (seen[1][0] - seen[0][0]) / 32
+        limit = 4 * sum(words) + len(case.codes.scales) + format.mx
+        change = abs(seen[1][1] - seen[0][1]) + 8
+        assert pace <= limit + change / 32, f"{case}: {pace} cycles a pixel, not {limit}"
         code_words = case.slots // V
-        front = max(V, 0 if format == Format.IN16 else 16) * code_words
         counting = 0 if format == Format.IN16 else case.slots
-        rest = seen[1] - 40 * pace - front - counting
-        dut._log.info(f"{format.name} {channels}: {pace} cycles a pixel, {rest} more")
-        assert pace <= per_pixel, f"{case}: {pace} cycles a pixel must be at most {per_pixel}"
+        rest = cycles - 40 * limit - counting - max(lists, 16 * code_words)
+        dut._log.info(f"{case}: {pace} cycles a pixel, lists {lists}, {rest} more")
         limit = 30 + 8 * code_words
         assert rest <= limit, f"{case}: {rest} cycles around the pixels must be at most {limit}"

@@ -14,9 +14,12 @@ BENCH = "tests.requantizer_bench"
 # The bench loads its configuration by name or file, as users do.
 CONFIGS = {
     "tiny": TINY,
-    "dense": replace(TINY, name="dense", sparse_pes=0),
-    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, max_channels=96, address_width=14),
-    "small": replace(SMALL, address_width=14),
+    "dense": replace(TINY, name="dense", sparse_pes=0, max_channels=96),
+    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, dense_scale_units=8,
+                    sparse_lanes=32, sparse_scale_units=8, max_channels=192, tile_channels=96,
+                    address_width=14),
+    # A ring holds one pixel of the widest tensors.
+    "small": replace(SMALL, max_channels=320, address_width=15),
 }
 
 

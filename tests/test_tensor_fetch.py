@@ -2,14 +2,13 @@
 
 import random
 import unittest
-from dataclasses import replace
 
 from amaranth.sim import Simulator
 
 from hw.config import TINY
 from hw.tensor_fetch import TensorFetch
+from tests.test_channel_lists import WIDE
 
-WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8)
 
 
 def requests(config, words, pixels, has_table, stall, rng):
