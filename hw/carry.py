@@ -9,7 +9,7 @@ cells by name; without it they are plain additions that any tool takes, with the
 from amaranth import C, Cat, Instance, Mux, Signal, signed
 from amaranth.hdl import Value
 
-__all__ = ["CarryCells", "accumulate", "mux_add", "pair_add"]
+__all__ = ["CarryCells", "accumulate", "add", "mux_add", "pair_add"]
 
 # Sum bit of a cell as a function of its inputs A (bit 0 of the index) to D; the low four entries
 # are the carry's value where that bit is 0.
@@ -20,6 +20,14 @@ CHOOSE = 0x596A       # A ^ (B ? C : D)
 
 class CarryCells:
     """A platform whose sums are made of ECP5 carry cells, for the argument of ``elaborate``."""
+
+
+def add(m, platform, name, a, b, width):
+    """``a + b``, signed, modulo 2^``width``.
+
+    As cells, because yosys would turn a tree of plain additions into carry-save adders of LUTs.
+    """
+    return pair_add(m, platform, name, a, C(1, 1), b, C(1, 1), width)
 
 
 def pair_add(m, platform, name, a, x, b, y, width):

@@ -8,7 +8,7 @@ from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from .carry import accumulate, pair_add
+from .carry import accumulate, add, pair_add
 from .scale_unit import ScaleUnit, connect_unit, unit_members
 
 __all__ = ["DenseGroup", "SparseCodes", "SparseGroup", "extend_codes"]
@@ -27,18 +27,19 @@ def group_members(config):
     return {"valid": In(1), "first": In(1), "group_first": members.pop("first"), **members}
 
 
-def add(m, name, low, high, places):
+def join(m, platform, name, low, high, places):
     """``low + (high << places)`` as a signed signal that holds every sum."""
     width = max(len(low), len(high) + places) + 1
     total = Signal(signed(width), name=name)
-    m.d.comb += total.eq(Cat(low[:places], (low >> places) + high))
+    upper = add(m, platform, f"{name}_upper", low >> places, high, width - places)
+    m.d.comb += total.eq(Cat(low[:places], upper))
     return total
 
 
-def tree(m, name, terms):
+def tree(m, platform, name, terms):
     """Sum of signed terms, added in pairs."""
     while len(terms) > 1:
-        terms = [add(m, f"{name}_{len(terms)}_{n}", *terms[n:n + 2], 0)
+        terms = [add(m, platform, f"{name}_{len(terms)}_{n}", *terms[n:n + 2], len(terms[n]) + 1)
                  for n in range(0, len(terms), 2)]
     return terms[0]
 
@@ -123,15 +124,15 @@ class SparseGroup(wiring.Component):
 
             def row(bit, values, lane=lane, weights=weights):
                 """Sum of the values whose weights have this bit."""
-                return tree(m, f"row_{lane}_{bit}", [
+                return tree(m, platform, f"row_{lane}_{bit}", [
                     pair_add(m, platform, f"pair_{lane}_{bit}_{n}", values[n], weights[n][bit],
                              values[n + 1], weights[n + 1][bit], 6)
                     for n in range(0, rate, 2)])
 
             # cycle 0: sums of the low and of the high two bits of the weights
             if rate > 1:
-                low = add(m, f"low_{lane}", row(0, plain), row(1, plain), 1)
-                high = add(m, f"high_{lane}", row(2, plain), row(3, negated), 1)
+                low = join(m, platform, f"low_{lane}", row(0, plain), row(1, plain), 1)
+                high = join(m, platform, f"high_{lane}", row(2, plain), row(3, negated), 1)
             else:
                 bits = weights[0]
                 low = pair_add(m, platform, f"low_{lane}", plain[0], bits[0],
@@ -144,7 +145,7 @@ class SparseGroup(wiring.Component):
 
             # cycle 1: their sum joins the group's
             total = Signal(signed(sum_width), name=f"sum_{lane}")
-            products = add(m, f"products_{lane}", low_sum, high_sum, 2)
+            products = join(m, platform, f"products_{lane}", low_sum, high_sum, 2)
             joined = accumulate(m, platform, f"joined_{lane}", total, first, products, sum_width)
             with m.If(valid):
                 m.d.sync += total.eq(joined)
@@ -199,7 +200,7 @@ class DenseGroup(wiring.Component):
                 eighths = []
                 for base in range(0, vector, 8):
                     name = f"{lane}_{bit}_{base // 8}"
-                    partial = tree(m, f"tree_{name}", [
+                    partial = tree(m, platform, f"tree_{name}", [
                         pair_add(m, platform, f"pair_{name}_{n}",
                                  self.codes[n], self.weights[4 * (lane * vector + n) + bit],
                                  self.codes[n + 1],
@@ -209,8 +210,8 @@ class DenseGroup(wiring.Component):
                     m.d.sync += held.eq(partial)
                     eighths.append(held)
                 # cycle 1: of all of them; then of the low and of the high two bits
-                rows.append(tree(m, f"row_{lane}_{bit}", eighths))
-            low = add(m, f"low_{lane}", rows[0], rows[1], 1)
+                rows.append(tree(m, platform, f"row_{lane}_{bit}", eighths))
+            low = join(m, platform, f"low_{lane}", rows[0], rows[1], 1)
             wide = len(low)
             upper = accumulate(m, platform, f"upper_{lane}", rows[2] >> 1, 0, rows[3], wide - 1,
                                negate=weights_signed)
@@ -220,7 +221,7 @@ class DenseGroup(wiring.Component):
 
             # cycle 2: their sum joins the group's
             total = Signal(signed(sum_width), name=f"sum_{lane}")
-            products = add(m, f"products_{lane}", low_sum, high_sum, 2)
+            products = join(m, platform, f"products_{lane}", low_sum, high_sum, 2)
             joined = accumulate(m, platform, f"joined_{lane}", total, first, products, sum_width)
             with m.If(valid):
                 m.d.sync += total.eq(joined)

@@ -4,7 +4,7 @@ from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from .carry import mux_add, pair_add
+from .carry import add, mux_add, pair_add
 from .e4m3 import decode
 
 __all__ = [
@@ -139,7 +139,7 @@ class ScaleUnit(wiring.Component):
         upper, both, shift = Signal(6), Signal(9), Signal(5)
         multiplier, whole_bytes = Signal(16), Signal(2)
         m.d.comb += [
-            upper.eq(low[2:].as_unsigned() + high.as_unsigned()),
+            upper.eq(add(m, platform, "factors", low[2:], high.as_unsigned(), 6)),
             both.eq(Cat(low[:2], upper[:2], upper[2] | self.scale.middle, upper[3:],
                         self.scale.high)),
             shift.eq(self.scale.shift + weight[4:]),

@@ -13,7 +13,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
-from hw.carry import ACCUMULATE, CHOOSE, PAIR, CarryCells, accumulate, mux_add, pair_add
+from hw.carry import ACCUMULATE, CHOOSE, PAIR, CarryCells, accumulate, add, mux_add, pair_add
 
 # Proves that outputs of both modules agree for all inputs; the cells are yosys's own models.
 PROOF = """
@@ -49,6 +49,7 @@ class Sums(wiring.Component):
         for name, total in {
             "pair": pair_add(m, platform, "p", self.a, self.x, self.b, self.y, width),
             "pair_short": pair_add(m, platform, "q", self.short, self.x, self.bare, self.y, width),
+            "added": add(m, platform, "w", self.short, self.b, width),
             "joined": accumulate(m, platform, "r", self.a, self.x, self.b, width),
             "negated": accumulate(m, platform, "s", self.a, self.x, self.short, width, self.y),
             "kept": accumulate(m, platform, "t", self.bare, 0, self.b, width, negate=self.y),
@@ -63,6 +64,7 @@ class Sums(wiring.Component):
 EXPECTED = {
     "pair": lambda v: v.a * v.x + v.b * v.y,
     "pair_short": lambda v: v.short * v.x + v.bare * v.y,
+    "added": lambda v: v.short + v.b,
     "joined": lambda v: v.a * (1 - v.x) + v.b,
     "negated": lambda v: v.a * (1 - v.x) + (-v.short if v.y else v.short),
     "kept": lambda v: v.bare + (-v.b if v.y else v.b),
