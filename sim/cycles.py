@@ -21,6 +21,8 @@ import dataclasses
 import numba
 import numpy as np
 
+from golden.detector import NO_CHANNEL
+
 __all__ = ["RUN", "COLUMN", "Counts", "Layer", "a4_counts", "exact_counts", "layer_cycles",
            "mx_counts"]
 
@@ -31,6 +33,19 @@ FIRST_ISSUE = 7
 DENSE_RESULT = 9
 SPARSE_RESULT = 10
 ROOM = 1
+
+# Cycles from one run to the next where it is loaded: from the last chunk taken to the strobe.
+HANDOVER = 2
+
+# Loading, see `hw.loader` and `hw.code_loader`: from the permutation to the first run, of a run
+# besides the memory's latency, and from the end of a run to the start of the next one's load.
+JOB_SIZES = 13
+TABLE_LEAST = 6
+RUN_LOAD = 7
+NEXT_LOAD = 12
+# The sequencer: a descriptor besides its words and latency; from a run taken to the next job.
+DESCRIPTOR = 12
+NEXT_JOB = 2
 
 # What `Layer.runs` says of a run. Stalls are summed over the PEs of a side; ``stall`` counts the
 # cycles in which any PE waits for room.
@@ -61,7 +76,9 @@ class Counts:
     cut : 256ths of the output pixels that have the high split
     most_words, most_entries : that the loader reckons with for a pixel; 0: the side has no work
     memory_words : port words of a pixel's codes in memory
-    dense_positions, sparse_positions : positions whose weights either side has
+    channels : of the tile's list
+    dense_positions : positions whose weights the dense side has
+    dense_pitch, sparse_pitch : rows of weights of a (tap, plane, tile of lanes) on either side
     """
 
     mx: bool
@@ -73,8 +90,10 @@ class Counts:
     most_words: int
     most_entries: int
     memory_words: int
+    channels: int
     dense_positions: int
-    sparse_positions: int
+    dense_pitch: int
+    sparse_pitch: int
 
 
 MAP = ("first", "rest", "wait", "issue", "empty", "products")
@@ -360,6 +379,8 @@ class Layer:
     share : int
         Of the descriptor.
     config : hw.config.Config
+    residual : bool
+        Whether a tensor is added to the output.
 
     Attributes
     ----------
@@ -368,8 +389,8 @@ class Layer:
         the same sizes take as long.
     """
 
-    def __init__(self, kernel, jobs, share, config):
-        self.kernel, self.share, self.config = kernel, share, config
+    def __init__(self, kernel, jobs, share, config, residual=False):
+        self.kernel, self.share, self.config, self.residual = kernel, share, config, residual
         rows = []
         for job in jobs:
             chunks = _ceil(job.outputs, config.quad)
@@ -377,6 +398,10 @@ class Layer:
                          if job.keep_sums else _ceil(job.outputs, config.vector) * 4))
         table, self.place = np.unique(np.array(rows, dtype=np.int64), axis=0, return_inverse=True)
         self.jobs = np.ascontiguousarray(table)
+        self.tile = np.array([job.tile for job in jobs])
+        self.outputs = np.array([job.outputs for job in jobs])
+        self.keeps_weights = np.array([job.keep_weights for job in jobs])
+        self.gives_results = np.array([not job.keep_sums for job in jobs])
         self.sides = np.array([
             [getattr(config, f"{side}_{name}") for name in ("pes", "lanes", "scale_units")]
             + [config.result_depth // steps, result + steps]
@@ -429,6 +454,103 @@ class Layer:
         return runs[:number], ends
 
 
+    def total(self, counts, runs, ends, latency=4):
+        """Cycles of the whole chain, and of these, those in which it only waits for operands.
+
+        Parameters
+        ----------
+        counts, runs, ends : of `runs`
+        latency : of memory, cycles from a request to its response
+        """
+        config, taps = self.config, self.kernel ** 2
+        vector, planes = config.vector, 1 + counts[0].mx
+        channels, dense, pitch, sparse_pitch, slots = (
+            np.array(values)[self.tile] for values in zip(*(
+                (tile.channels, tile.dense_positions, tile.dense_pitch, tile.sparse_pitch,
+                 32 if tile.mx else tile.memory_words * vector) for tile in counts)))
+        words = _ceil(self.outputs, vector)
+        tiles = _ceil(self.outputs, config.dense_lanes)
+        own = np.maximum(1, _ceil(self.outputs, config.sparse_lanes) // max(1, config.sparse_pes))
+        # Two cycles for a word of scales if a side's row takes half of one.
+        halves = 1 + any(
+            getattr(config, f"{side}_pes") and getattr(config, f"{side}_scale_units") < vector // 2
+            for side in ("dense", "sparse"))
+        weights = taps * planes * (dense * tiles + (channels - dense) * words)
+        setup = np.where(
+            self.keeps_weights, 0,
+            latency + 1 + slots // config.quad + np.maximum(16 * words, TABLE_LEAST + latency)
+            + 2 * taps * words * halves + weights) + JOB_SIZES
+        rows = np.stack([
+            taps * planes * tiles * pitch * (config.dense_pes > 0),
+            taps * planes * own * sparse_pitch * (config.sparse_pes > 0),
+            taps * tiles * config.dense_steps * (config.dense_pes > 0),
+            taps * own * config.sparse_steps * (config.sparse_pes > 0)], axis=1)
+        depths = np.array([config.weight_depth, config.sparse_weight_depth,
+                           config.weight_scale_depth, config.weight_scale_depth])
+        width = runs[:, INPUT_PIXELS] // runs[:, INPUT_ROWS]
+        loads = (runs[:, INPUT_ROWS] * (_ceil(width, vector // 2) + 1) + runs[:, FEED] + latency
+                 + RUN_LOAD)
+        residuals = runs[:, CHUNKS] * self.residual
+        descriptor = DESCRIPTOR + 256 // vector + latency
+        return timeline(self.place, ends, runs[:, COMPUTE].copy(), loads, residuals,
+                        self.gives_results, setup, self.keeps_weights, rows, depths, descriptor)
+
+
+@numba.njit(cache=True)
+def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps, rows, depths,
+             descriptor):
+    """(cycles, cycles without computing) of a chain of jobs.
+
+    Parameters
+    ----------
+    place : (jobs,), which of the jobs that differ each one is
+    ends : (jobs that differ,), number of the first run after each of them
+    compute, loads, residuals : (runs,), cycles, cycles of loading, residual words
+    gives_results, keeps, setup : (jobs,), what a job does, and its cycles before its first run
+    rows : (jobs, 4), of the weight memories; ``depths``: theirs
+    descriptor : cycles to fetch and check a descriptor
+    """
+    start = descriptor                # strobe that gives a job to the loader
+    taken, released = 0, 0            # of the last run: handed over; its last chunk taken
+    before = 0                        # the same of the run before it
+    begun, rate = 0, 0.0              # the last run's strobe, and residual words a cycle
+    old = np.zeros(4, dtype=np.int64)
+    waited = 0
+    for job in range(len(place)):
+        if job:
+            start = max(taken + NEXT_JOB, start + descriptor)
+        free = start
+        first = ends[place[job] - 1] if place[job] else 0
+        if not keeps[job]:
+            full = False
+            for memory in range(4):
+                full |= old[memory] + rows[job, memory] > depths[memory]
+                old[memory] = rows[job, memory]
+            if full:
+                free = max(free, released)
+        free = delayed(free, setup[job], begun, released, rate)
+        for number in range(first, ends[place[job]]):
+            if number > first:
+                free = max(free + NEXT_LOAD, before)
+            else:
+                free = max(free, before)
+            free = delayed(free, loads[number], begun, released, rate)
+            taken = max(free, released)
+            waited += taken - released
+            begun = taken + HANDOVER - 1
+            before = released
+            released = begun + compute[number] + 1
+            rate = residuals[number] / compute[number] if gives_results[job] else 0.0
+    return released, waited
+
+
+@numba.njit(cache=True)
+def delayed(begin, cycles, begun, released, rate):
+    """When a load ends that shares the port with the residuals of the run that is computed."""
+    end = begin + cycles
+    return end + int(rate * max(0, min(end, released) - max(begin, begun)))
+
+
 def exact_counts(codes, channels, config):
     """Counts of a channel tile from its codes.
 
@@ -441,7 +563,8 @@ def exact_counts(codes, channels, config):
     ordered = channels.gather(codes.codes, config.vector).numpy()     # (positions, H, W)
     if codes.format.mx:
         nonzero = np.stack([ordered & 15, ordered >> 4]) != 0
-        return mx_counts(nonzero.sum(1), config)
+        there = int((channels.slots != NO_CHANNEL).sum())
+        return mx_counts(nonzero.sum(1), there, config)
     low, high = channels.low, channels.high
     kept = (ordered[low:] != 0)
     return a4_counts(np.stack([kept.sum(0), kept[high - low:].sum(0)]), len(channels.slots), low,
@@ -469,20 +592,24 @@ def a4_counts(nonzeros, channels, low, high, cut, config):
         entries=np.stack([entries[0], entries[0] - skipped]), nonzeros=nonzeros,
         # A word takes a cycle, and so does an entry: whichever are more.
         feed=np.maximum(positions, entries[0]), cut=cut, most_words=_ceil(high, vector),
-        most_entries=_ceil(channels - low, rate), memory_words=positions, dense_positions=high,
-        sparse_positions=channels - low)
+        most_entries=_ceil(channels - low, rate), memory_words=positions, channels=channels,
+        dense_positions=high, dense_pitch=_ceil(high, vector),
+        sparse_pitch=(positions - low // vector) * vector)
 
 
-def mx_counts(nonzeros, config):
-    """Counts of a block of 32 slots of MX8 or IN16; ``nonzeros`` (2, H, W): of its nibbles."""
+def mx_counts(nonzeros, channels, config):
+    """Counts of a block of 32 slots of MX8 or IN16.
+
+    ``nonzeros`` (2, H, W): of its nibbles; ``channels``: slots that have one.
+    """
     nonzeros = nonzeros.astype(np.int32)
     entries = _ceil(nonzeros, config.sparse_rate)
     words, entries_most = 32 // config.vector, 32 // config.sparse_rate
     return Counts(
         mx=True, words=(words, words), entries=entries, nonzeros=nonzeros,
         feed=np.maximum(words, entries).sum(0, dtype=np.int32), cut=0, most_words=2 * words,
-        most_entries=2 * entries_most, memory_words=2 * words, dense_positions=32,
-        sparse_positions=32)
+        most_entries=2 * entries_most, memory_words=2 * words, channels=channels,
+        dense_positions=channels if config.dense_pes else 0, dense_pitch=words, sparse_pitch=32)
 
 
 def layer_cycles(plan, result, config):

@@ -150,7 +150,7 @@ def random_counts(rng, config, mx, height, width):
     vector, rate = config.vector, config.sparse_rate
     there = rng.random((height, width)) < rng.choice((0.3, 0.8, 1))
     if mx:
-        return cycles.mx_counts(rng.integers(0, 33, (2, height, width)) * there, config)
+        return cycles.mx_counts(rng.integers(0, 33, (2, height, width)) * there, 32, config)
     channels = int(rng.integers(1, 3 * vector))
     words = -(-channels // vector)
     low = int(rng.integers(0, words + 1)) * vector if config.sparse_pes else channels
