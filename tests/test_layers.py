@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from golden import layer
+from golden import detector, layer
 from hw.config import SMALL, SMALL_DENSE, TINY
 from hw.descriptor import Format
 from sim import random_layers, simulate
 from sim.simulate import MemoryModel
 
 WIDE = dataclasses.replace(
-    TINY, name="wide", vector=32, dense_lanes=8, dense_scale_units=8, sparse_pes=4)
+    TINY, name="wide", vector=32, dense_lanes=8, dense_scale_units=8, dense_pes=2,
+    sparse_lanes=32, sparse_scale_units=8, sparse_pes=2)
 CONFIGS = (TINY, SMALL, SMALL_DENSE, WIDE)
 NAMES = [config.name for config in CONFIGS]
 RANDOM = {"tiny": 60, "small": 40, "small-dense": 35, "wide": 35}   # and 30 with stalls
@@ -50,9 +51,10 @@ def test_random_layers(config):
     assert {record.format for record in report.records} == set(Format.__members__)
     for kind in ("compute_cycles", "dense_work", "sparse_work", "stall_cycles", "saturations"):
         assert report.compared[kind] == count
-    sides = {(record.dense_channels > 0, record.sparse_channels > 0) for record in report.records}
-    assert sides == ({(True, True), (True, False), (False, True)} if config.sparse_pes else
-                     {(True, False)})
+    sides = {side for record in report.records for side in ("dense", "shared", "sparse")
+             if getattr(record, f"{side}_channels")}
+    assert sides == ({"dense", "shared", "sparse"} if config.sparse_pes else {"dense"})
+    assert max(record.convolve["jobs"] for record in report.records) > 4
 
 
 def test_random_layers_with_a_memory_that_stalls():
@@ -68,11 +70,12 @@ def test_edge_sizes(config):
 
 
 def example(evaluation=0, **fields):
-    """A small layer with channels on both sides at any evaluation."""
+    """A small layer with channels on both sides at any evaluation, in threshold mode."""
     call, _ = random_layers.random_call(
         np.random.default_rng(6), TINY, name="conv", evaluation=evaluation, format=Format.A4U,
         kernel=3, height=5, width=6, channels=(20, 9), outputs=18, residual=True)
-    fields = {"threshold": 19661, "interval": 1, "detector_base": 7} | fields
+    fields = {"threshold": 19661, "interval": 1, "detector_base": 7, "balance": None,
+              "tile_channels": 64, "dense_limit": 4} | fields
     return dataclasses.replace(call, **fields)
 
 
@@ -102,12 +105,23 @@ def test_counts_must_come_from_somewhere():
         simulate.simulate([(example(), None)], TINY)
 
 
+def test_balanced_lists_follow_the_counts_of_the_evaluation_before():
+    """And a boundary word is shared by both sides."""
+    costs = detector.Costs(10, 1, 0, 0)
+    calls = [(example(evaluation, balance=costs, tile_channels=32), COUNTS if evaluation == 0
+              else None) for evaluation in range(3)]
+    report = check(calls, TINY)
+    assert report.counts_written == 1
+    assert any(record.shared_channels for record in report.records)
+    assert {record.convolve["jobs"] for record in report.records} == {2}
+
+
 def altered(monkeypatch, change):
     """Let golden's results be ``change``d, as if the RTL were wrong in the same place."""
     honest = layer.run
 
-    def run(call, counts, vector):
-        result = honest(call, counts, vector)
+    def run(call, *arguments):
+        result = honest(call, *arguments)
         return change(result) if call.evaluation == 3 else result
 
     monkeypatch.setattr(layer, "run", run)
@@ -137,10 +151,18 @@ def other_count(result):
     return dataclasses.replace(result, zero_counts=counts)
 
 
-def other_label(result):
-    labels = result.labels.clone()
-    labels[:2] = labels[:2].flip(0)
-    return dataclasses.replace(result, labels=labels)
+def other_list(**fields):
+    def change(result):
+        part = result.lists[0]
+        return dataclasses.replace(result, lists=[dataclasses.replace(part, **fields)])
+    return change
+
+
+def other_order(result):
+    """The first two channels change places; codes follow the list."""
+    slots = result.lists[0].slots.clone()
+    slots[:2] = slots[:2].flip(0)
+    return other_list(slots=slots)(result)
 
 
 @pytest.mark.parametrize(("change", "text"), [
@@ -148,7 +170,10 @@ def other_label(result):
     (other_code, "channel 21, pixel (y 4, x 5): code must be "),
     (other_scale, "pixel (y 1, x 4): scale must be "),
     (other_count, "channel 22: zero count must be "),
-    (other_label, "position 0 of the permutation: label must be 1, not 0"),
+    (other_order, "position 0 of the list: label must be 2, not 0"),
+    (other_list(cut=3), "list cut must be 3, not 0"),
+    (other_list(low=1), "list low must be 1, not 15"),
+    (other_list(high=27), "list high must be 27, not 15"),
     (lambda result: dataclasses.replace(result, saturations=result.saturations + 1),
      "saturations must be "),
 ])
@@ -175,16 +200,16 @@ def test_a_run_can_go_on_after_a_difference(monkeypatch):
 
 
 def test_a_wrong_work_counter_or_cycle_is_named(monkeypatch):
-    honest = simulate.conv_cycles
+    honest = simulate.layer_cycles
 
-    def conv_cycles(*arguments):
-        return honest(*arguments) | {"compute": 1}
+    def cycles(*arguments):
+        return honest(*arguments) | {"compute_cycles": 1}
 
-    monkeypatch.setattr(simulate, "conv_cycles", conv_cycles)
+    monkeypatch.setattr(simulate, "layer_cycles", cycles)
     report = simulate.simulate([(example(), COUNTS)], TINY)
     assert str(report.mismatch).startswith("conv, evaluation 0: compute_cycles must be 1, not ")
     monkeypatch.undo()
-    monkeypatch.setattr(simulate.convolution, "work", lambda *arguments: (2, 3))
+    monkeypatch.setattr(simulate.convolution, "work", lambda *arguments, **options: (2, 3))
     report = simulate.simulate([(example(), COUNTS)], TINY)
     texts = [str(mismatch) for mismatch in report.records[0].mismatches]
     assert len(texts) == 2
@@ -196,9 +221,10 @@ def test_a_layer_that_does_not_fit_ends_the_run(monkeypatch, tmp_path):
     """Nothing is left behind."""
     simulate.build(TINY)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    call, counts = random_layers.random_call(np.random.default_rng(1), SMALL, channels=(100,))
-    with pytest.raises(ValueError, match="^random: input channel slots must be at most 64 "
-                                         "for tiny, not 112: 48 too many$"):
+    call, counts = random_layers.random_call(np.random.default_rng(1), SMALL, channels=(130,),
+                                             format=Format.A4U)
+    with pytest.raises(ValueError, match="^random: input channel slots must be at most 128 "
+                                         "for tiny, not 144: 16 too many$"):
         simulate.simulate([(example(), COUNTS), (call, counts)], TINY)
     assert list(tmp_path.glob("sqdm-simulate-*")) == []
 
