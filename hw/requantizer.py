@@ -387,8 +387,8 @@ class Requantizer(wiring.Component):
             elements_ring.fill.eq(coded.valid & coded.row_last),
         ]
 
-        # The quantizer lanes take a row of elements a cycle; the network input goes twice. Rows that
-        # only fill a block are zeros.
+        # The quantizer lanes take a row of elements a cycle; the network input goes twice. Rows
+        # that only fill a block are zeros.
         q_row = Signal(row_bits)
         q_first = Signal()
         element_next = Signal(range(depth))  # row of the ring
