@@ -54,14 +54,14 @@ def random_geometry(config, side, rng, *, size=None, corner=False, mx=None, kern
                     outputs=None):
     """Fields of `hw.job.geometry_layout` of a random run that keeps the rules.
 
-    ``size`` is that of the image (runs are larger then); ``corner``: the run ends with the image's last row and column.
+    ``size`` is that of the image (the run has up to 4 x 6 pixels of it); ``corner``: the run ends with the image's last row and column.
     """
     pes, lanes, _ = lanes_of(config, side)
-    height, width = size or (rng.randint(1, 7), rng.randint(1, 7))
+    height, width = size or (rng.randint(1, 6), rng.randint(1, 6))
     kernel3 = rng.random() < 0.6 if kernel3 is None else kernel3
     mx = rng.random() < 0.4 if mx is None else mx
-    columns = min(width, rng.randint(4 if size else 1, 6))
-    rows = min(height, rng.randint(4 if size else 1, 4))
+    columns = min(width, rng.randint(1, 5) if size is None else 6)
+    rows = min(height, rng.randint(1, 3) if size is None else 4)
     column = width - columns if corner else rng.choice((0, rng.randint(0, width - columns)))
     row = height - rows if corner else rng.randint(0, height - rows)
     first_column, first_row = max(0, column - kernel3), max(0, row - kernel3)

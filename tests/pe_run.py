@@ -6,7 +6,7 @@ from hw.drain import Results, capacity, steps, unit_cycles
 from hw.scale_unit import ScaleUnit
 from hw.window import SETUP_CYCLES
 from tests.pe_case import Case
-from tests.pe_model import STALLS, Schedule, simulate, units
+from tests.pe_model import STALLS, Schedule, lanes_of, simulate, units
 
 
 def first_chunk(config, side, operand_cycles, group):
@@ -99,7 +99,7 @@ async def run(ctx, dut, case, index, rng, stall, wait):
 
 
 SHAPES = (
-    {}, {"mx": True}, {"mx": False, "kernel3": False, "size": (4, 5)},
+    {}, {"mx": True}, {"mx": False, "kernel3": False, "size": (3, 4)},
     {"mx": False, "kernel3": True}, {"extreme": True},
 )
 """Random runs one after the other; those without border have many units and results."""
@@ -115,8 +115,11 @@ def run_random(monkeypatch, module, make, config, side, first_issue, arrival, co
     async def bench(ctx):
         nonlocal starved
         for number in range(count):
-            case = Case(config, side, rng, density=(0.6, 0.1, 0.3)[number % 3],
-                        **SHAPES[number % len(SHAPES)])
+            shape = dict(SHAPES[number % len(SHAPES)])
+            if "size" in shape:
+                pes, lanes, _ = lanes_of(config, side)
+                shape["outputs"] = pes * lanes
+            case = Case(config, side, rng, density=(0.6, 0.1, 0.3)[number % 3], **shape)
             index = number % case.pes
             await load(ctx, dut, case, index)
             for stall, wait in ((0, 0), (rng.choice(STALLS), 400 if number % 5 == 2 else 0)):

@@ -14,7 +14,7 @@ FEW = replace(TINY, name="few", record_depth=256, codes_depth=256, weight_depth=
               weight_scale_depth=256, tile_channels=32, tile_outputs=32, result_depth=8)
 
 
-@pytest.mark.parametrize("pes, lanes, units", [(1, 4, 4), (2, 8, 4), (3, 8, 8)])
+@pytest.mark.parametrize("pes, lanes, units", [(1, 4, 4), (2, 8, 4), (3, 8, 4)])
 def test_dense_pe(pes, lanes, units, monkeypatch):
     config = replace(FEW, dense_pes=pes, dense_lanes=lanes, dense_scale_units=units)
     arrival = first_chunk(config, "dense", OPERAND_CYCLES, DenseGroup)
