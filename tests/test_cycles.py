@@ -2,13 +2,12 @@
 
 import collections
 import dataclasses
-import types
 
 import numpy as np
 import pytest
 
 from hw.config import LARGE, MEDIUM, SMALL, TINY
-from sim import cycles
+from sim import cycles, tiler
 from tests import naive
 
 CONFIGS = [
@@ -73,7 +72,7 @@ class Pe:
             self.work.popleft()
 
 
-def simulate(config, shape, job, run, counts, share):
+def simulate(config, kernel, job, run, counts, share):
     """Counters of a run, by stepping through its cycles."""
     mx = counts.mx
     quad, chunks = config.quad, -(-job.outputs // config.quad)
@@ -112,7 +111,7 @@ def simulate(config, shape, job, run, counts, share):
                     continue
                 order[side].update({(place, tile * (lanes // quad) + n): pe for n in range(size)})
                 groups = [int(values[plane, row, column])
-                          for _, row, column in naive.taps(shape.kernel, height, width, y, x)
+                          for _, row, column in naive.taps(kernel, height, width, y, x)
                           for plane in ((0, 0, 1, 1) if mx else (0,))]
                 work[side][pe] += [(count, count > 0, 0) for count in groups[:-1]]
                 work[side][pe].append((groups[-1], True, size))
@@ -166,23 +165,23 @@ def random_counts(rng, config, mx, height, width):
 
 
 def random_job(rng, config, mx):
-    """A shape, a job in it, and its share."""
+    """Sizes of an image, a kernel, a job in it, and its share."""
     height, width = (int(size) for size in rng.integers(1, 9, 2))
     rows, columns = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
     tiles = rng.choice([n for n in (1, 2, 3, 4) if n * config.sparse_lanes <= config.tile_outputs
                         and (not config.sparse_pes or not (config.sparse_pes % n
                                                            and n % config.sparse_pes))])
     most = int(tiles) * config.sparse_lanes
-    shape = types.SimpleNamespace(kernel=int(rng.choice((1, 3))))
-    job = types.SimpleNamespace(
-        tile=0, y=int(rng.integers(0, height - rows + 1)),
-        x=int(rng.integers(0, width - columns + 1)),
-        height=rows, width=columns, keep_sums=bool(rng.integers(2)),
-        outputs=int(rng.integers(most - config.sparse_lanes + 1, most + 1)))
+    job = tiler.Job(
+        tile=0, slot=0, slots=32, output=0,
+        outputs=int(rng.integers(most - config.sparse_lanes + 1, most + 1)),
+        y=int(rng.integers(0, height - rows + 1)), x=int(rng.integers(0, width - columns + 1)),
+        height=rows, width=columns, accumulate=False, keep_sums=bool(rng.integers(2)),
+        keep_weights=False)
     share = int(rng.integers(0, columns + 1))
     if not (config.dense_pes and config.sparse_pes):
         share = int(config.sparse_pes == 0)
-    return height, width, shape, job, share
+    return height, width, int(rng.choice((1, 3))), job, share
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
@@ -190,11 +189,11 @@ def random_job(rng, config, mx):
 def test_cycles(config, mx):
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        height, width, shape, job, share = random_job(rng, config, mx)
+        height, width, kernel, job, share = random_job(rng, config, mx)
         counts = random_counts(rng, config, mx, height, width)
-        runs, _ = cycles.Layer(shape.kernel, [job], share, config).runs([counts])
+        runs, _ = cycles.Layer(kernel, [job], share, config).runs([counts])
         for run in runs:
-            expected = simulate(config, shape, job, run, counts, share)
+            expected = simulate(config, kernel, job, run, counts, share)
             found = {name: int(run[cycles.COLUMN[name]]) for name in expected}
             for side in ("dense", "sparse"):
                 # The model counts from the first unit on, where a side has any.
