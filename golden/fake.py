@@ -199,7 +199,9 @@ def round_weight(weight, format, policy):
     """`weight` (Cout, Cin, k, k) rounded to what codes and scales represent."""
     if format == "FP16":
         return weight.half().float()
-    if format in ("IN16", "MX8"):
+    if format == "IN16":
+        return mxint8.fake_quantize_input_weights(weight)
+    if format == "MX8":
         return mxint8.fake_quantize(weight)
     bits, whole = FORMATS[format][0], policy.weight_taps == "whole"
     amax = weight.abs().amax((1, 2, 3)) if policy.weight_level == "channel" else weight.abs().max()

@@ -205,8 +205,12 @@ class Rounding:
     def round_weight(self, layer):
         with torch.no_grad():
             weight = layer.weight.detach()
-            rounded = (w4.fake_quantize(weight) if layer.name in self.shares
-                       else mxint8.fake_quantize(weight))
+            if layer.name in self.shares:
+                rounded = w4.fake_quantize(weight)
+            elif self.formats[layer.name] == Format.IN16:
+                rounded = mxint8.fake_quantize_input_weights(weight)
+            else:
+                rounded = mxint8.fake_quantize(weight)
         return Through.apply(layer.weight, rounded)
 
     def round_input(self, layer, x):

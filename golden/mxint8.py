@@ -9,12 +9,13 @@ import torch
 from torch.nn import functional
 
 from golden import checks
+from golden.gather import gather_weights, scatter_weights
 from golden.granularity import floor_log2, power_of_two
 from golden.rounding import round_half_even
 
 __all__ = ["BLOCK", "WINDOW", "LARGEST", "SPLIT_LIMIT", "static_scale", "input_scale", "window_of",
-           "fake_quantize", "fake_quantize_input", "quantize_weights", "quantize_input_weights",
-           "quantize", "split", "blocks"]
+           "fake_quantize", "fake_quantize_input", "fake_quantize_input_weights",
+           "quantize_weights", "quantize_input_weights", "quantize", "split", "blocks"]
 
 BLOCK = 32
 WINDOW = 16
@@ -92,6 +93,14 @@ def fake_quantize_input(x, tensor_scale):
     return (codes * unit).to(x.dtype)
 
 
+def fake_quantize_input_weights(w):
+    """The float definition of the weights of IN16: `fake_quantize` of the gathered `w`.
+
+    `w` is (Cout, C, k, k); elements of all taps share the blocks, see `golden.gather`.
+    """
+    return scatter_weights(fake_quantize(gather_weights(w)), w.shape[-1])
+
+
 def quantize_weights(w):
     """Codes, exponents and unit of the weights `w` (Cout, slots, k, k).
 
@@ -110,12 +119,12 @@ def quantize_weights(w):
 
 
 def quantize_input_weights(w):
-    """`quantize_weights` of `w` (Cout, C, k, k) for the two halves of the input.
+    """`quantize_weights` of the gathered `w` (Cout, C, k, k) for the two halves of the input.
 
-    With B = ceil(C / 32): codes (Cout, 64 B, k, k) and scales (Cout, k * k, 2 B), both halves
+    With B = ceil(k * k * C / 32): codes (Cout, 64 B, 1, 1) and scales (Cout, 1, 2 B), both halves
     alike, and uW.
     """
-    codes, scales, unit = quantize_weights(w)
+    codes, scales, unit = quantize_weights(gather_weights(w))
     return blocks(codes, dim=1).flatten(1, 2).repeat(1, 2, 1, 1), scales.repeat(1, 1, 2), unit
 
 

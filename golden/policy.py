@@ -206,9 +206,11 @@ def bits_of(format, policy, shape):
     bits = FORMATS[format][0]
     if format == "FP16":
         return 16.0, 16.0
-    if format in ("IN16", "MX8"):
-        return (16.0 if format == "IN16" else 8 + 8 / mxint8.BLOCK,
-                8 + 8 * -(-channels // mxint8.BLOCK) / channels)
+    if format == "IN16":      # whose weights are gathered: all taps in the same blocks
+        count = channels * taps
+        return 16.0, 8 + 8 * -(-count // mxint8.BLOCK) / count
+    if format == "MX8":
+        return 8 + 8 / mxint8.BLOCK, 8 + 8 * -(-channels // mxint8.BLOCK) / channels
     pixels = shape.height * shape.width
     if policy.static:
         scales = 0.0

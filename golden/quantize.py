@@ -13,6 +13,7 @@ from golden import policy as policies
 from golden.checkpoint import QUANTIZED, ModelError, load_model, read_file, save_model
 from golden.fake import (
     HEADROOM, FakeQuantized, calibrate, executing, layer_sqnr, levels, one_hot, sqnr)
+from golden.gather import gather_weights
 from golden.load import load as load_float
 from golden.load import resolve, shipped
 from golden.network import build, layer_shapes, macs
@@ -32,7 +33,7 @@ CALIBRATION_MACS = 8e9     # of one evaluation of all its images, beyond `FEWEST
 ACTIVATION_HEADROOM = HEADROOM
 RESULT_HEADROOM = 2.0      # of 16-bit tensors over the calibration's largest magnitude
 SUM_HEADROOM = 8.0         # of aligned sums over it
-VERSION = 2                # of the quantized part of a model file
+VERSION = 3                # of the quantized part of a model file
 MXINT8 = "auto"            # layers in MXINT8 of the policy `mixed`, if none are named
 # Multipliers and output lanes of both sides of the preset `small`, for the stored thresholds.
 SMALL = {"dense_rate": 128, "sparse_rate": 128, "dense_lanes": 8, "sparse_lanes": 64}
@@ -198,11 +199,11 @@ def executable(model, chosen, named, calibration, record, steps, label=None):
             bias = bias + calibration.embeddings[name].double()
         bias = bias * gain / target
         made[name] = QuantizedLayer(
-            name=name, format=format, segments=shape.segments, height=shape.height,
-            width=shape.width, kernel=layer.kernel, tensor_scale=unit, segment_exponents=inputs,
-            prologue_exponent=prologue, residual_exponent=residual, exponent=exponent,
-            weight_codes=codes.to(torch.int8), weight_scales=scales.to(torch.uint8),
-            weight_unit=weight_unit, align_shift=align, scale_shift=shift,
+            name=name, format=format, **executed_shape(layer, shape, format), tensor_scale=unit,
+            segment_exponents=inputs, prologue_exponent=prologue, residual_exponent=residual,
+            exponent=exponent, weight_codes=codes.to(torch.int8),
+            weight_scales=scales.to(torch.uint8), weight_unit=weight_unit, align_shift=align,
+            scale_shift=shift,
             residual_multiplier=(0 if residual is None else
                                  round(gain * 2.0 ** (residual - exponent + 14))),
             multiplier=torch.full((layer.cout,), min(round(ratio * 2.0 ** shift), 32767),
@@ -214,8 +215,18 @@ def executable(model, chosen, named, calibration, record, steps, label=None):
     return QuantizedModel(model, made, record, steps, chosen, label)
 
 
+def executed_shape(layer, shape, format):
+    """Fields of the QuantizedLayer of `layer`, whose LayerShape in the network is `shape`."""
+    gathered = format == Format.IN16 and layer.kernel == 3
+    return {"gathered": gathered, "height": shape.height, "width": shape.width,
+            "segments": (9 * layer.cin,) if gathered else shape.segments,
+            "kernel": 1 if gathered else layer.kernel}
+
+
 def encode_weights(format, weight, unit):
     """Codes, scales and unit of `weight`, and the unit of sums with activations of sA `unit`."""
+    if format == Format.IN16:
+        weight = gather_weights(weight)
     if format.mx:
         codes, scales, weight_unit = mxint8.quantize_weights(weight)
         return codes, scales, weight_unit, 2.0 ** -9 * unit * weight_unit
@@ -276,7 +287,7 @@ def zero_counts(model, noise, on_evaluation=None, progress=None):
     `progress` is a callable (evaluations done, evaluations) or None.
     """
     count = len(model.schedule)
-    counts = {name: torch.zeros(count, sum(item.segments), dtype=torch.int64)
+    counts = {name: torch.zeros(count, item.zeros.shape[1], dtype=torch.int64)
               for name, item in model.layers.items()}
     current = 0
 
@@ -429,8 +440,8 @@ def decode(path, model, record, tensors):
 
     head = record.get("quantized")
     need(head is not None, "must be a quantized model, not a float one: quantize it first")
-    need(head["version"] in (1, VERSION), f"version of the quantized part must be 1 or {VERSION}, "
-         f"not {head['version']!r}")
+    need(head["version"] in range(1, VERSION + 1), "version of the quantized part must be in "
+         f"1..{VERSION}, not {head['version']!r}")
     if head["version"] == 1:       # which knew one policy
         head = {**head, "label": None, "policy": dataclasses.asdict(policies.POLICIES["mixed"])}
     steps = head["steps"]
@@ -521,10 +532,16 @@ def decode_integers(model, head, chosen, origin, need, take):
             for field in ("tensor_scale", "weight_unit"):
                 need(math.frexp(table[field])[0] == 0.5,
                      f"{field} of {name} must be a power of two, not {table[field]!r}")
-        groups = -(-layer.cin // mxint8.BLOCK) if format.mx else 1
+        executed = executed_shape(layer, shape, format)
+        # Before version 3, input layers had an exponent for each tap.
+        old = executed["gathered"] and head["version"] < 3
+        cin, kernel = ((layer.cin, layer.kernel) if old else
+                       (sum(executed["segments"]), executed["kernel"]))
+        groups = -(-cin // mxint8.BLOCK) if format.mx else 1
         expected = {
-            "weight_codes": (tuple(layer.weight.shape), *((-127, 127) if format.mx else (-7, 7))),
-            "weight_scales": ((layer.cout, layer.kernel ** 2, groups), 0, 15 if format.mx else 126),
+            "weight_codes": ((layer.cout, cin, kernel, kernel),
+                             *((-127, 127) if format.mx else (-7, 7))),
+            "weight_scales": ((layer.cout, kernel ** 2, groups), 0, 15 if format.mx else 126),
             "multiplier": ((layer.cout,), 0, 32767),
             "bias": ((count if name in embedded else 1, layer.cout),),
             "zeros": ((count, layer.cin), 0, shape.height * shape.width),
@@ -536,9 +553,13 @@ def decode_integers(model, head, chosen, origin, need, take):
                   for field, limits in expected.items()}
         fields = {field: table[field] for field in SCALARS}
         fields["segment_exponents"] = tuple(fields["segment_exponents"])
-        layers[name] = QuantizedLayer(
-            name=name, format=format, segments=shape.segments, height=shape.height,
-            width=shape.width, kernel=layer.kernel, **fields, **values)
+        if old:
+            codes, scales, unit, _ = encode_weights(format, layer.weight, fields["tensor_scale"])
+            need(unit == fields["weight_unit"], f"weight_unit of {name} must be that of its "
+                 f"float weights, {unit!r}, not {fields['weight_unit']!r}")
+            values |= {"weight_codes": codes.to(torch.int8),
+                       "weight_scales": scales.to(torch.uint8)}
+        layers[name] = QuantizedLayer(name=name, format=format, **executed, **fields, **values)
     return QuantizedModel(model, layers, origin, head["steps"], chosen, head["label"])
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from golden import a4, detector, e4m3, epilogue, layer, mxint8, network
 from golden.fake import executing, levels, one_hot
+from golden.gather import gather
 from golden.layer import Convolution, LayerCall, Requantization
 from golden.policy import POLICIES, centred
 from golden.requantizer import Format, slots, spread
@@ -27,12 +28,14 @@ VECTOR = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """Constants of a quantized layer, independent of V.
+    """Constants of a quantized layer as the accelerator executes it, independent of V.
 
     Members
     -------
     name : of the layer
     format : Format of its input
+    gathered : whether the host gathers the input, see `golden.gather`: a 3x3 layer of IN16 in the
+        network, here a 1x1 layer with 9 times as many channels
     segments : channels of each input segment
     height, width : of the convolution's input and output
     kernel : 1 or 3
@@ -49,12 +52,14 @@ class QuantizedLayer:
     multiplier : (Cout,) int16
     bias : (evaluations or 1, Cout) int32; includes the embedding of each evaluation
     threshold : zeros / pixels, in units of 1/65536, from which a channel is sparse
-    zeros : (evaluations, Cin) int32, zero codes in an image, mean of the calibration images
+    zeros : (evaluations, Cin) int32, zero codes in an image, mean of the calibration images; of a
+        gathered layer, those of the channels before
     modulation : (evaluations, 2, Cin) float32, scale and shift after the norm, or None
     """
 
     name: str
     format: Format
+    gathered: bool
     segments: tuple
     height: int
     width: int
@@ -267,8 +272,8 @@ class QuantizedModel:
             on_input(layer.name, x)
         if layer.name not in self.weights:
             self.weights[layer.name] = item.weight().to(x.device)
-        out = functional.conv2d(x, self.weights[layer.name], layer.bias,
-                                padding=layer.kernel // 2)
+        out = functional.conv2d(gather(x) if item.gathered else x, self.weights[layer.name],
+                                layer.bias, padding=item.kernel // 2)
         if mean is not None:
             out = out + functional.conv2d(mean, layer.weight)
         if embedding is not None:
@@ -381,6 +386,8 @@ def prepare(item, network_layer, segments, residual, gain, evaluation, vector=VE
     x = [to_integers(segment[0], exponent)
          for segment, exponent in zip(segments, item.segment_exponents, strict=True)]
     factor = centre = level = correction = None
+    if item.gathered:
+        x = [gather(segment) for segment in x]
     if item.format != Format.IN16:
         values = real_values(x, item.segment_exponents)
         modulation = None if item.modulation is None else item.modulation[evaluation]

@@ -50,6 +50,18 @@ def slot_list(channels, vector, format):
     return order
 
 
+def gather(image):
+    """Neighbourhoods (9 C, H, W) of the pixels of `image` (C, H, W), tap by tap."""
+    height, width = len(image[0]), len(image[0][0])
+
+    def pixel(plane, row, column):
+        inside = 0 <= row < height and 0 <= column < width
+        return plane[row][column] if inside else 0
+
+    return [[[pixel(plane, row + ky - 1, column + kx - 1) for column in range(width)]
+             for row in range(height)] for ky in range(3) for kx in range(3) for plane in image]
+
+
 def requantize(segments, gain, offset, shift, relu, format, vector):
     """Dictionary with codes, scales, zero_counts, saturations and valid."""
     order = slot_list([len(segment) for segment in segments], vector, format)

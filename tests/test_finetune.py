@@ -130,7 +130,9 @@ def test_rounding_is_that_of_the_formats(start):
             signed = format == Format.A4S
             x = a4.fake_quantize(x, signed, a4.static_scale(amax, signed))
             weight = w4.fake_quantize(weight)
-        if format in (Format.MX8, Format.IN16):
+        if format == Format.IN16:
+            weight = mxint8.fake_quantize_input_weights(weight)
+        elif format == Format.MX8:
             weight = mxint8.fake_quantize(weight)
         seen[format] += 1
         out = torch.nn.functional.conv2d(x, weight, padding=layer.kernel // 2)

@@ -104,18 +104,33 @@ def test_weights(rng, outputs, channels, kernel):
             assert scales[k, tap, 0] == (0 if exponent is None else exponent - bottom)
 
 
-@pytest.mark.parametrize("channels", [3, 32, 40])
-def test_input_weights(channels):
-    w = torch.randn(4, channels, 3, 3, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize(("channels", "kernel", "blocks"), [
+    (1, 3, 1), (3, 3, 1), (4, 3, 2), (40, 3, 12), (3, 1, 1), (40, 1, 2)])
+def test_input_weights(channels, kernel, blocks):
+    """One exponent for 32 of (tap, channel), for the high halves and again for the low ones."""
+    generator = torch.Generator().manual_seed(2)
+    w = torch.randn(4, channels, kernel, kernel, generator=generator)
+    w *= 2.0 ** -torch.randint(0, 20, w.shape, generator=generator)
     codes, scales, unit = mxint8.quantize_input_weights(w)
-    blocks = -(-channels // 32)
     high, low = codes.chunk(2, 1)
-    assert codes.shape == (4, 64 * blocks, 3, 3) and scales.shape == (4, 9, 2 * blocks)
+    count = kernel * kernel * channels
+    assert codes.shape == (4, 64 * blocks, 1, 1) and scales.shape == (4, 1, 2 * blocks)
     assert high.equal(low) and scales[..., :blocks].equal(scales[..., blocks:])
-    assert not high[:, channels:].any()
-    one, one_scales, one_unit = mxint8.quantize_weights(w)
-    assert high[:, :channels].equal(one) and scales[..., :blocks].equal(one_scales)
-    assert unit == one_unit
+    assert not high[:, count:].any()
+    steps = scales[:, 0, :blocks].repeat_interleave(32, 1)[:, :count]
+    values = (high[:, :count, 0, 0] << steps).float() * unit
+    defined = mxint8.fake_quantize_input_weights(w)
+    for k in range(4):
+        row = [w[k, n % channels, n // channels // kernel, n // channels % kernel].item()
+               for n in range(count)]
+        bottom = round(torch.tensor(unit).log2().item()) + 6
+        for start in range(0, count, 32):
+            expected, exponent = naive.float_block(row[start:start + 32], bottom)
+            assert high[k, start:start + 32][:count - start].flatten().tolist() == expected
+            assert scales[k, 0, start // 32] == (0 if exponent is None else exponent - bottom)
+        for n in range(count):
+            tap, channel = divmod(n, channels)
+            assert defined[k, channel, tap // kernel, tap % kernel] == values[k, n]
 
 
 def test_zero_weights():

@@ -109,6 +109,12 @@ def test_bits_of_an_element(name, format, activation, weight):
     assert policy.bits_of(format, POLICIES[name], shape()) == pytest.approx((activation, weight))
 
 
+@pytest.mark.parametrize(("channels", "kernel", "exponents"), [(1, 3, 1), (4, 3, 2), (3, 1, 1)])
+def test_weights_of_an_input_layer_share_exponents_between_taps(channels, kernel, exponents):
+    bits = policy.bits_of("IN16", POLICIES["mixed"], shape(channels, kernel=kernel))
+    assert bits == pytest.approx((16, 8 + 8 * exponents / (channels * kernel ** 2)))
+
+
 @pytest.mark.parametrize(("options", "operations"), [
     ({}, 9),                                          # a scale for every pixel and tap
     ({"group": 16, "weight_group": 16}, 9 * 4),

@@ -8,10 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from golden import checkpoint, detector, layer, quantize
+from golden import checkpoint, detector, layer, mxint8, quantize
 from golden.checkpoint import ModelError
 from golden.fake import one_hot
-from golden.network import Precond
+from golden.gather import gather, scatter_weights
+from golden.network import Precond, layer_shapes
 from golden.policy import POLICIES
 from golden.quantized_network import (
     centred, evaluate, executing, layer_calls, prepare, trajectory)
@@ -159,6 +160,32 @@ def test_resampling_layers_get_an_identity(model):
         assert calls[name].shift == 0 and calls[name].relu
         assert item.tensor_scale == 2.0 ** (item.prologue_exponent + 3)
         assert calls[name].segments[0].shape == (sum(item.segments), item.height, item.width)
+
+
+@pytest.mark.parametrize(("name", "gathered"), [
+    ("relu", {"first": 1}), ("residual", {"first": 3, "encoder.4x4_aux_residual": 3}),
+    ("skip", {"first": 3})])
+def test_input_layers_are_gathered(name, gathered):
+    """3x3 layers of IN16 run as 1x1 layers of 9 times as many channels; their MACs stay."""
+    model = quantize.quantize_model(networks.make(name), {}, policy="mxint8", images=1, steps=2)
+    shapes = {shape.name: shape for shape in layer_shapes(model.float_model.unet)}
+    assert {item.name: len(item.zeros[0]) for item in model.layers.values()
+            if item.gathered} == gathered
+    found = {call.name: call for call in layer_calls(
+        model, draw_noise(1, model.architecture) * 80, 0)}
+    for item in model.layers.values():
+        assert item.macs == shapes[item.name].macs
+        channels, kernel = sum(shapes[item.name].segments), shapes[item.name].kernel
+        r, c = found[item.name].requantization, found[item.name].convolution
+        assert item.kernel == c.kernel == (1 if item.name in gathered else kernel)
+        if item.name in gathered:
+            assert kernel == 3 and item.format == Format.IN16
+            assert item.segments == (9 * channels,) and len(r.segments) == 1
+            image = r.segments[0][4 * channels:5 * channels]
+            assert image.any() and r.segments[0].equal(gather(image))
+            weights = scatter_weights(item.weight(), 3)
+            layer = model.float_model.unet.get_submodule(item.name)
+            assert weights.equal(mxint8.fake_quantize_input_weights(layer.weight))
 
 
 def test_means_leave_the_input_of_1x1_layers(model):
@@ -395,9 +422,30 @@ def test_damaged_number(path, field, value, text):
     expect(path, text)
 
 
+def ungather(tensors, record):
+    """The layer `first` as in files of versions 1 and 2: 3x3, with an exponent for each tap."""
+    record["version"] = 2
+    codes, scales, unit = mxint8.quantize_weights(tensors["unet.first.weight"].float())
+    assert unit == record["layers"]["first"]["weight_unit"]
+    tensors["quantized.first.weight_codes"] = codes.to(torch.int8)
+    tensors["quantized.first.weight_scales"] = scales.to(torch.uint8)
+
+
+def test_version_2(path, model):
+    """Input layers are gathered again from the float weights."""
+    damage(path, ungather)
+    loaded = quantize.load(path)
+    assert all(equal_calls(loaded.layers[name], item) for name, item in model.layers.items())
+    damage(path, lambda tensors, record: record["layers"]["first"].update(weight_unit=2.0 ** -40))
+    with pytest.raises(ModelError, match=r"^.*: weight_unit of first must be that of its float "
+                                         r"weights, [^ ]+, not 9\.\d+e-13$"):
+        quantize.load(path)
+
+
 def test_version_1(path, model):
     """Files from before there were policies: those of the policy mixed."""
     def edit(tensors, record):
+        ungather(tensors, record)
         record["version"] = 1
         del record["policy"], record["label"]
 
@@ -420,9 +468,9 @@ def test_damaged_policy(path, field, value, text):
 def test_damaged_head(path):
     damage(path, lambda tensors, record: record.update(steps=0))
     expect(path, "steps must be an integer in 1..1000, not 0")
-    damage(path, lambda tensors, record: record.update(steps=STEPS, version=3))
-    expect(path, "version of the quantized part must be 1 or 2, not 3")
-    damage(path, lambda tensors, record: record.update(version=2, layers={}))
+    damage(path, lambda tensors, record: record.update(steps=STEPS, version=4))
+    expect(path, "version of the quantized part must be in 1..3, not 4")
+    damage(path, lambda tensors, record: record.update(version=3, layers={}))
     expect(path, "quantized layers must be those of the network")
 
 

@@ -19,6 +19,7 @@ from golden import (
     rounding,
     w4,
 )
+from golden.gather import gather
 from golden.requantizer import Format
 
 __all__ = ["generate"]
@@ -90,9 +91,12 @@ def weight_vectors(rng):
         w = weights(*shape)
         codes, scales, unit = mxint8.quantize_weights(w)
         out |= arrays(case, w=w, codes=codes, scales=scales, unit=numpy.float64(unit))
-    w = weights(4, 3, 3, 3)
-    codes, scales, unit = mxint8.quantize_input_weights(w)
-    return out | arrays("in16", w=w, codes=codes, scales=scales, unit=numpy.float64(unit))
+    for case, shape in (("in16", (4, 3, 3, 3)), ("in16_wide", (3, 4, 3, 3)),
+                        ("in16_1x1", (2, 3, 1, 1))):
+        w = weights(*shape)
+        codes, scales, unit = mxint8.quantize_input_weights(w)
+        out |= arrays(case, w=w, codes=codes, scales=scales, unit=numpy.float64(unit))
+    return out
 
 
 def activation_vectors(rng):
@@ -131,10 +135,12 @@ REQUANTIZATIONS = {
 }
 
 
-def requantization(rng, format, vector, channels, height, width, relu, shift, bits):
-    """A Requantization whose pixels have magnitudes of every size; the first one is zero."""
-    order, slots = requantizer.slots(channels, vector, format.mx)
-    valid = torch.zeros(slots, dtype=torch.int64).index_fill(0, order, 1)
+def requantization(rng, format, vector, channels, height, width, relu, shift, bits,
+                   gathered=False):
+    """A Requantization whose pixels have magnitudes of every size; the first one is zero.
+
+    `gathered`: of the taps of such an image.
+    """
     size = torch.from_numpy(rng.randint(0, 17, (1, height, width)))
     size[:, -1, -1] = 0
     segments = []
@@ -142,6 +148,10 @@ def requantization(rng, format, vector, channels, height, width, relu, shift, bi
         x = torch.from_numpy(rng.randint(-1 << 15, 1 << 15, (count, height, width))) >> size
         x[0, -1, -1], x[-1, -1, -1], x[:, 0, 0] = 128, -1 << 15, 0    # 128 is 256 * 1 - 128
         segments.append(x)
+    if gathered:
+        segments = [gather(segments[0])]
+    order, slots = requantizer.slots([len(x) for x in segments], vector, format.mx)
+    valid = torch.zeros(slots, dtype=torch.int64).index_fill(0, order, 1)
     gain = integers(rng, -1 << 15, (1 << 15) - 1, slots) * valid
     offset = torch.from_numpy(rng.randint(-1 << bits, 1 << bits, slots)) * valid
     return layer.Requantization(segments, gain, offset, shift, relu, format)
@@ -296,8 +306,11 @@ def layer_vectors(rng):
         kept.update(base, codes.zero_counts, evaluation, interval)
     for case, format, vector, channels, kernel in (
             ("a4s", Format.A4S, 32, [40], 1), ("mx8", Format.MX8, 16, [24, 16], 3),
-            ("in16", Format.IN16, 16, [3], 3)):
-        passed = requantization(rng, format, vector, channels, 4, 6, False, 8, 14)
+            ("in16", Format.IN16, 16, [3], 1), ("in16_wide", Format.IN16, 32, [4], 1)):
+        gathered = format == Format.IN16
+        passed = requantization(rng, format, vector, channels, 4, 6, False, 8, 14, gathered)
+        if gathered:
+            out |= arrays(case, image=passed.segments[0].unflatten(0, (9, -1))[4])
         codes = requantizer.requantize(passed.segments, passed.gain, passed.offset, passed.shift,
                                        False, format, vector)
         counts = torch.from_numpy(rng.randint(0, 25, len(codes.codes)))
