@@ -46,20 +46,20 @@ class Loader(wiring.Component):
     """Load a job's permutation, table, weight scales, weights and input, and hand its runs over.
 
     The sections of a job follow each other without a gap where nothing that is read decides about
-    them. With a memory that answers l cycles after a request and never stalls, a job takes, from
-    ``start`` on, until its first run's code loader starts
+    them. With a memory that answers l cycles after a request and never stalls, the first word of
+    the first run is taken this many cycles after ``start``:
 
-        l + 1 + slots / (V/4)                                the permutation
-        max(tables, 6 + l) + scales + weights                the rest
-        + 13                                                 for the first run's sizes
+        l + 1 + slots / (V/4)               the permutation
+        max(table, l + 6)                   port words of the table
+        scales                              2 * ceil(outputs / V) port words for each tap
+        weights                             ceil(outputs / V) port words for each tap and nibble
+                                            plane of each position with a channel
+        12
 
-    of which the input's first responses hide the last term if weights take longer. ``tables`` =
-    port words of the table; ``scales``: 2 * ceil(outputs / V) port words for each tap, of one cycle
-    each, or two if V/4 scale units of one side take half a word; ``weights``: for each position of
-    the list with a channel, tap and nibble plane ceil(outputs / V) port words, one cycle each, or
-    one for each tile of K outputs if the dense side takes the position. With ``keep_weights``
-    only the 13 cycles are left. A run takes what `CodeLoader` says, and 12 cycles to the start of
-    the next one.
+    A port word takes a cycle, but: two cycles for weight scales, if a side has but V/4 scale units;
+    one cycle for each tile of K outputs, for weights of a position that the dense side takes. What
+    weights take so in excess hides the 12 cycles. With ``keep_weights`` only l + 12 are left. From
+    there on a run takes what `CodeLoader` says, and l + 11 cycles to the first word of the next.
 
     Weights of jobs that load any lie in turn at the bottom and at the top of their memories. If
     they do not fit beside those of the job before, loading waits until no run is left. Input is
@@ -72,8 +72,9 @@ class Loader(wiring.Component):
     start : ``In(1)``
         Begin a job, a convolution that the sequencer has checked; only while ``ready``.
     ready : ``Out(1)``
-        Low from the cycle after ``start`` until the job's last run has been taken, or until the
-        cycle after ``refused``.
+        Low from the cycle after ``start`` until the job's last run is offered and its first one
+        has been taken, or until the cycle after ``refused``. So no more than two jobs are
+        unfinished.
     refused : ``Out(1)``
         High for one cycle: the permutation is not one of this tile. Nothing is left to be read, no
         run of the job will come, and the next job must not keep the weights.
@@ -307,7 +308,7 @@ class Loader(wiring.Component):
         take_base, slot_asked = Signal(), Signal()
         with m.FSM(name="ask"):
             with m.State("Idle"):
-                m.d.comb += self.ready.eq(1)
+                m.d.comb += self.ready.eq(~(self.run.valid & self.run.payload.first))
                 m.d.sync += [row.eq(layer.tile_y), step.eq(0)]
                 section(layer.permutation, (layer.slot_words << 2) + 1)
                 with m.If(self.start):
@@ -416,11 +417,8 @@ class Loader(wiring.Component):
                     m.d.sync += [row.eq(rows_end - layer.kernel3), half.eq(~half)]
                     m.next = "Sizes"
                     with m.If(run_last):
-                        m.next = "Taken"
-            with m.State("Taken"):
-                with m.If(self.run.ready):
-                    m.d.comb += job_end.eq(1)
-                    m.next = "Idle"
+                        m.d.comb += job_end.eq(1)
+                        m.next = "Idle"
 
         # taking
         index, end = Signal(16), Signal()
