@@ -1,6 +1,6 @@
 """The walk over output pixels, tiles of lanes, taps and groups that both kinds of PE share."""
 
-from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -122,7 +122,7 @@ class Window(wiring.Component):
                 (stride - 1 + geometry.before - geometry.kernel3) << geometry.mx)
                 - Mux(geometry.kernel3 & ~geometry.above, in_row, 0)),
             below.eq(geometry.row + geometry.rows == geometry.height),
-            after.eq(geometry.column + geometry.columns == geometry.width),
+            after.eq(geometry.in_width - geometry.before == geometry.columns),
         ]
 
         # one step of a place: by some tiles, and by the pixels that go with it
@@ -130,24 +130,27 @@ class Window(wiring.Component):
         tile, tile_step, next_tile = (
             Signal(range(most_tiles(config, self.side) + 1)) for _ in range(3))
         tile_sum, column_sum = Signal(len(tile) + 1), Signal(len(here.column) + 1)
-        phase_sum = Signal(10)
-        tile_wraps, column_wraps = Signal(), Signal()
+        phase_sum = Signal(9)
+        tile_over, column_over, phase_over = (
+            Signal(signed(len(value) + 1)) for value in (tile_sum, column_sum, phase_sum))
+        tile_wraps, column_wraps = ~tile_over[-1], ~column_over[-1]
         rows, columns = geometry.rows[:len(here.row)], geometry.columns[:len(here.column)]
         m.d.comb += [
             tile_sum.eq(tile + tile_step),
-            tile_wraps.eq(tile_sum >= geometry.tiles),
-            next_tile.eq(Mux(tile_wraps, tile_sum - geometry.tiles, tile_sum)),
+            tile_over.eq(tile_sum - geometry.tiles),
+            next_tile.eq(Mux(tile_wraps, tile_over, tile_sum)),
             phase_sum.eq(here.phase + by.phase),
             there.phase.eq(phase_sum),
             column_sum.eq(here.column + by.column),
-            column_wraps.eq(column_sum >= columns),
+            column_over.eq(column_sum - columns),
             there.row.eq(here.row + by.row + column_wraps),
-            there.column.eq(Mux(column_wraps, column_sum - columns, column_sum)),
+            there.column.eq(Mux(column_wraps, column_over, column_sum)),
             there.record.eq(here.record + by.record + Mux(column_wraps, wrap_records, 0)),
         ]
         if sparse:
-            with m.If(geometry.mx & (phase_sum >= geometry.skip)):
-                m.d.comb += there.phase.eq(phase_sum - geometry.skip)
+            m.d.comb += phase_over.eq(phase_sum - geometry.skip)
+            with m.If(geometry.mx & ~phase_over[-1]):
+                m.d.comb += there.phase.eq(phase_over)
 
         pixel = {"row": 0, "column": stride, "record": pixel_records,
                  "phase": Mux(geometry.mx, 1, geometry.cut) if sparse else geometry.cut}
