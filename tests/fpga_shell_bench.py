@@ -19,7 +19,8 @@ from tests.serial_line import DamagedLine, SerialLine
 
 CONFIGS = {
     "tiny": TINY,
-    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, address_width=12),
+    "wide": replace(TINY, name="wide", vector=32, dense_lanes=8, dense_scale_units=8,
+                    sparse_lanes=32, sparse_scale_units=8, address_width=12),
 }
 DIVISORS = {"tiny": 4, "wide": 7}  # clock cycles per bit
 CONFIG = CONFIGS[os.environ.get("SQDM_CONFIG", "tiny")]

@@ -35,7 +35,8 @@ def test_board_numbers(board):
 @pytest.mark.parametrize(("vector", "address_width", "fits"),
                          [(16, 13, 13), (16, 22, 14), (32, 22, 13), (32, 10, 10)])
 def test_address_space_fits_the_memory(vector, address_width, fits):
-    asked = replace(config.TINY, vector=vector, dense_lanes=8, address_width=address_width)
+    asked = replace(config.TINY, vector=vector, dense_lanes=8, dense_scale_units=8,
+                    sparse_lanes=32, sparse_scale_units=8, address_width=address_width)
     assert BOARD.fit(asked) == replace(asked, address_width=fits)
 
 
@@ -202,5 +203,5 @@ def test_bitstream_of_the_stand_in(tmp_path):
                                   *logs("bitstream", "place-and-route", "synthesis")]
     assert (tmp_path / "ulx3s-85f-tiny.bit").stat().st_size > 100_000
     assert 1000 < result["lut"] < 3000
-    assert result["ebr"] == 33  # the core's memory and the shell's buffer
+    assert result["ebr"] == 65  # the core's memory and the shell's buffer
     assert result["fmax_mhz"] > 60

@@ -119,7 +119,7 @@ def test_run_that_does_not_end(shell):
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda host: host.read_register("stauts"),
-     r"register must be one of identity, .*, saturations, not 'stauts'"),
+     r"register must be one of identity, .*, array, not 'stauts'"),
     (lambda host: host.read_register("control"),
      r"register control must allow read, but is write"),
     (lambda host: host.write_register("status", 0),
@@ -195,7 +195,7 @@ def test_other_devices():
         Host(shell)
     shell = Shell()
     shell.registers[number("parameters")] = 9
-    with pytest.raises(HostError, match=r"^core's descriptor version must be 1, not 9$"):
+    with pytest.raises(HostError, match=r"^core's descriptor version must be 2, not 9$"):
         Host(shell)
 
 

@@ -10,7 +10,8 @@ from amaranth.sim import Simulator
 from fpga.memory import BlockMemory
 from hw.config import TINY
 
-CONFIGS = {vector: replace(TINY, vector=vector, dense_lanes=8, address_width=10)
+CONFIGS = {vector: replace(TINY, vector=vector, dense_lanes=8, dense_scale_units=8, sparse_lanes=32,
+                           sparse_scale_units=8, address_width=10)
            for vector in (16, 32)}
 
 
