@@ -50,7 +50,7 @@ class Config:
     result_depth: int = 32            # words of one sum a scale unit waiting in each PE
     max_channels: int = 1536          # input channel slots of a layer
     tile_channels: int = 128          # input channel slots of a tile
-    max_outputs: int = 1024           # output channels of a layer
+    max_outputs: int = 2304           # output channels of a layer
     tile_outputs: int = 64            # output channels of a tile
     detector_depth: int = 8192        # zero counts kept from one evaluation to the next
     address_width: int = 24           # bits of a word address at the memory port
@@ -177,7 +177,7 @@ class Config:
 TINY = Config(
     name="tiny", dense_lanes=4, dense_scale_units=4, sparse_lanes=16, sparse_rate=2,
     sparse_scale_units=4, codes_depth=1024, entry_depth=1024, record_depth=512, weight_depth=512,
-    sparse_weight_depth=1024, weight_scale_depth=128, partial_depth=256, max_channels=128,
+    sparse_weight_depth=2048, weight_scale_depth=128, partial_depth=256, max_channels=128,
     tile_channels=64, max_outputs=128, tile_outputs=32, detector_depth=2048, address_width=16)
 """For the ULX3S board and quick benches: 64 dense and 32 sparse multipliers."""
 
