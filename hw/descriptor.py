@@ -34,7 +34,7 @@ class Error(enum.IntEnum):
     """Why a pass was refused or failed; the status register's ``error`` field."""
 
     NONE = 0
-    VERSION = 2      # version is not `VERSION`
+    VERSION = 1      # version is not `VERSION`
     KIND = 2         # kind is not one of `Kind`
     VECTOR = 3       # vector is not the core's
     FORMAT = 4       # format, relu and segments do not go together, or group is not the format's
