@@ -9,6 +9,7 @@ import pytest
 from hw.config import TINY
 from hw.loader import Loader
 from tests.load_model import (
+    PADDING,
     PORTS,
     Job,
     Memory,
@@ -34,7 +35,7 @@ SHARED = ("table", "dense_weights", "dense_weight_scales", "sparse_weights",
           "sparse_weight_scales")
 
 
-def random_job(config, rng, before=None):
+def random_job(config, rng, before=None, most=96):
     """A job that fits the core; one that keeps the weights of ``before`` if that is given."""
     while True:
         mx = rng.random() < 0.3
@@ -53,7 +54,8 @@ def random_job(config, rng, before=None):
         sides = (config.dense_pes > 0, config.sparse_pes > 0)
         options = {
             "mx": mx, "slots": slots, "n": n, "low": low, "high": high, "cut": cut,
-            "kernel": rng.choice((1, 3)), "outputs": rng.randrange(1, config.tile_outputs + 1),
+            "kernel": rng.choice((1, 3)),
+            "outputs": rng.randrange(1, min(most, config.tile_outputs) + 1),
             "signed": rng.random() < 0.5,
             "share": {(1, 1): rng.randrange(4), (1, 0): 1, (0, 1): 0}[sides]}
         if before:
@@ -213,7 +215,188 @@ def test_random_jobs(config):
     """Jobs of all kinds, some that keep the weights, while others are computed."""
     rng = random.Random(config.sparse_rate + config.vector)
     jobs = []
-    for _ in range(5):
-        keep = jobs and rng.random() < 0.3
-        jobs.append(random_job(config, rng, jobs[-1] if keep else None))
-    play(config, jobs, rng, 3000, latency=rng.choice((1, 5, 40)), stalls=(0.1, 0.1))
+    for number in range(3):
+        jobs.append(random_job(config, rng, jobs[-1] if number == 1 else None, most=48))
+    play(config, jobs, rng, 1000, latency=rng.choice((1, 5, 40)), stalls=(0.1, 0.1))
+
+
+def test_tiles_of_lanes():
+    """As many tiles as there are sparse PEs, and twice as many."""
+    rng = random.Random(11)
+    jobs = [Job(THREE, rng, height=2, width=2, slots=32, low=16, outputs=outputs, kernel=1)
+            for outputs in (96, 48, 90, 16)]
+    play(THREE, jobs, rng, 200)
+
+
+@pytest.mark.parametrize("stalls", [(0, 0.9), (0.9, 0), (0.5, 0.5)])
+def test_stalls(stalls):
+    rng = random.Random(8)
+    jobs = [small_job(rng), small_job(rng, mx=True, outputs=5), small_job(rng, kernel=3, outputs=8)]
+    assert all(job.fits for job in jobs)
+    play(SHORT, jobs, rng, 20, latency=20, stalls=stalls)
+
+
+def small_job(rng, **options):
+    """A job of few weights; 32 of 128 rows of weight scales."""
+    return Job(SHORT, rng, **{"height": 3, "width": 3, "kernel": 1, "slots": 32, "n": 30,
+                              "low": 16, "outputs": 30, **options})
+
+
+def drive(config, body, **options):
+    """Run ``body`` with a `Bench` of its own."""
+    dut = Loader(config)
+
+    async def testbench(ctx):
+        await body(Bench(ctx, dut, random.Random(1), **options))
+
+    simulate(dut, testbench)
+
+
+async def offered(bench, jobs, limit=4000, **step):
+    """Cycles until the run of the job is offered, or None."""
+    (run, weights), *_ = bench.prepare(jobs)
+    for cycle in range(limit):
+        assert not await bench.cycle(start=cycle == 0, **(step if cycle == 0 else {}))
+        if bench.valid:
+            bench.check_offered(run, weights)
+            return cycle
+    return None
+
+
+@pytest.mark.parametrize("kernel, waits", [(1, False), (3, True)])
+def test_weights_beside_those_in_use(kernel, waits):
+    """A job is loaded while the one before is computed, if the weights of both have room."""
+    async def body(bench):
+        rng = random.Random(4)
+        jobs = [small_job(rng, kernel=kernel, height=1) for _ in range(2)]
+        assert Weights(jobs[0], 0, 0).beside(Weights(jobs[1], 1, 1)) != waits
+        assert await offered(bench, jobs[0]) is not None
+        await bench.cycle(take=True)
+        found = await offered(bench, jobs[1])
+        assert (found is None) == waits
+        if waits:
+            run, weights = jobs[1].runs(1)[0], bench.weights
+            await bench.cycle(released=True)
+            while not bench.valid:
+                await bench.cycle()
+            bench.check_offered(run, weights)
+
+    drive(SHORT, body)
+
+
+def test_no_third_run():
+    """Of a job's runs two are loaded, the third one when the first is released."""
+    async def body(bench):
+        rng = random.Random(4)
+        job = small_job(rng, height=40, density=1)
+        runs = bench.prepare(job)
+        assert len(runs) > 3
+        await bench.cycle(start=True)
+        for number, (run, weights) in enumerate(runs[:3]):
+            while not bench.valid:
+                await bench.cycle()
+            bench.check_offered(run, weights)
+            if number < 2:
+                await bench.cycle(take=number == 0)
+                for _ in range(300):
+                    await bench.cycle()
+                assert not any(bench.monitor.buffers.values()) or number == 0
+                bench.check_intact(runs[0][0], weights)
+                await bench.cycle(take=number == 1, released=number == 1)
+                await bench.cycle()
+
+    drive(SHORT, body)
+
+
+def headers(job):
+    """Headers that no permutation of the tile has."""
+    good = {"n": job.n, "low": job.low, "high": job.high, "cut": job.cut}
+    bad = [{"n": 0}, {"n": job.slots + 1}, {"n": 0xFFFF}]
+    if job.mx:
+        bad += [{"n": job.slots - 1}]
+    else:
+        bad += [{"high": job.n + 1}, {"low": job.high + 1}, {"cut": 257}, {"cut": 0x8000},
+                {"low": 1, "high": 16}, {"high": 16 * job.dense_limit + 1}]
+        if not job.config.sparse_pes:
+            bad += [{"low": job.n - 1, "high": job.n - 1}, {"low": 16}]
+        if not job.config.dense_pes:
+            bad += [{"high": 16}, {"low": 1, "high": 1}]
+    for change in bad:
+        values = good | change
+        yield values["n"] | values["low"] << 16 | values["high"] << 32 | values["cut"] << 48
+
+
+async def refuse(bench, job, word, value):
+    """The job with another word in its permutation is refused and leaves nothing."""
+    fields = job.store(bench.memory, bench.rng)
+    bench.memory.words[fields["permutation"] + word] = value
+    bench.tiles = 1
+    bench.ctx.set(bench.dut.layer, layer_fields(job, fields))
+    refused = cycle = 0
+    while not refused:
+        assert cycle < 1000
+        refused = await bench.cycle(start=cycle == 0)
+        cycle += 1
+        assert not (bench.ready and refused and cycle == 1)
+    await bench.cycle()
+    assert bench.ready and bench.memory.idle and not bench.valid
+    assert not any(bench.fresh[name] for name in SHARED if name != "table")
+    bench.fresh["table"] = {}
+    assert not any(bench.monitor.buffers.values())
+
+
+@pytest.mark.parametrize("config", [SHORT, DENSE, SPARSE], ids=lambda config: config.name)
+@pytest.mark.parametrize("mx", [False, True], ids=["a4", "mx8"])
+def test_wrong_headers(config, mx):
+    """They are refused; the next job is loaded."""
+    async def body(bench):
+        rng = random.Random(5)
+        low = {"short": 16, "dense": 30, "sparse": 0}[config.name]
+        job = Job(config, rng, mx=mx, n=30, low=low, outputs=5, height=2, width=3)
+        job.dense_limit = 2 if config.dense_pes else 0
+        for header in headers(job):
+            await refuse(bench, job, 0, header)
+        bench.loads = 0
+        assert await offered(bench, job) is not None
+
+    drive(config, body, latency=9)
+
+
+def test_slots_that_do_not_exist():
+    async def body(bench):
+        rng = random.Random(6)
+        job = small_job(rng)
+        for position, slot in ((0, 32), (5, 0xFFFE), (29, 40), (16, 0x8000)):
+            entries = job.list[position // 4 * 4:position // 4 * 4 + 4]
+            entries[position % 4] = slot
+            await refuse(bench, job, 1 + position // 4,
+                         sum(entry << 16 * n for n, entry in enumerate(entries)))
+        assert await offered(bench, job) is not None
+
+    drive(SHORT, body, latency=30)
+
+
+@pytest.mark.parametrize("latency", [1, 60])
+@pytest.mark.parametrize("options", [
+    {"kernel": 3, "outputs": 16, "low": 0}, {"kernel": 3, "outputs": 8, "low": 30},
+    {"kernel": 1, "low": 0}, {"mx": True, "outputs": 8}])
+def test_pace(latency, options):
+    """The cycles from the start to the first run are those of the docstring, but for a few."""
+    async def body(bench):
+        rng = random.Random(7)
+        job = small_job(rng, **{"high": options.get("low"), "height": 2, **options})
+        assert job.fits and len(job.runs()) == 1
+        cycles = await offered(bench, job)
+        sizes = layer_sizes(job)
+        words, tiles = sizes["output_words"], sizes["dense_tiles"]
+        expected = latency + 1 + job.slots // 4 + max(len(job.table), 6 + latency)
+        expected += 2 * words * job.taps * 2
+        for position, slot in enumerate(job.list):
+            if slot != PADDING:
+                expected += job.taps * job.planes * (tiles if position < job.high else words)
+        expected += 12
+        for _, row in job.runs()[0].sizes:
+            expected += 3 + sum(row)
+        assert abs(cycles - expected) <= 0.02 * expected + 12, (cycles, expected)
+
+    drive(SHORT, body, latency=latency)
