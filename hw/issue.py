@@ -102,7 +102,8 @@ class Issue(wiring.Component):
         ]
         waiting_layout = data.StructLayout({
             "start": record_of_pixel["start"].shape, "count": record_of_pixel["count"].shape,
-            "scale": 8, "row": self.product.row.shape(), "scale_row": range(config.weight_scale_depth),
+            "scale": 8, "row": self.product.row.shape(),
+            "scale_row": range(config.weight_scale_depth),
             "plane": 2, "high": 1, "last": 1, "null": 1, "chunks": self.group.chunks.shape(),
         })
         m.submodules.queue = queue = fifo.SyncFIFO(width=waiting_layout.size, depth=QUEUE_DEPTH)

@@ -54,7 +54,8 @@ def random_geometry(config, side, rng, *, size=None, corner=False, mx=None, kern
                     outputs=None):
     """Fields of `hw.job.geometry_layout` of a random run that keeps the rules.
 
-    ``size`` is that of the image (the run has up to 4 x 6 pixels of it); ``corner``: the run ends with the image's last row and column.
+    ``size`` is that of the image (the run has up to 4 x 6 pixels of it);
+    ``corner``: the run ends with the image's last row and column.
     """
     pes, lanes, _ = lanes_of(config, side)
     height, width = size or (rng.randint(1, 6), rng.randint(1, 6))
@@ -156,7 +157,8 @@ def window_steps(config, side, geometry, index):
         inside = list(groups(geometry, pixel))
         for number, (tap, record, plane) in enumerate(inside):
             yield {
-                "null": 0, "high": int(is_high(geometry, pixel)), "record": geometry["records"] + record, "tap": tap, "plane": plane,
+                "null": 0, "high": int(is_high(geometry, pixel)),
+                "record": geometry["records"] + record, "tap": tap, "plane": plane,
                 "tile": own_tile(config, side, tile),
                 "chunks": chunks_of_tile(config, side, geometry, tile),
                 "last": int(number == len(inside) - 1),

@@ -15,7 +15,8 @@ from tests.pe_case import Case
 from tests.pe_model import Schedule, groups, own_tile, simulate, units
 
 FEW = replace(TINY, name="few", record_depth=256, codes_depth=256, entry_depth=2048,
-              weight_depth=1024, sparse_weight_depth=4096, weight_scale_depth=512, result_depth=8, tile_outputs=64)
+              weight_depth=1024, sparse_weight_depth=4096, weight_scale_depth=512,
+              result_depth=8, tile_outputs=64)
 
 
 def walk(config, side):
@@ -49,7 +50,8 @@ def products(case, index):
             for product in range(count or last):
                 ends = product == max(count, 1) - 1
                 yield (
-                    (starts[record] + left_out + product, row + (product if side == "dense" else 0)),
+                    (starts[record] + left_out + product,
+                     row + (product if side == "dense" else 0)),
                     ends and (scale_row, scale if count or case.mx else 0,
                               plane // 2 + plane % 2, last))
 

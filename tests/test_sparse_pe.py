@@ -16,7 +16,8 @@ FEW = replace(TINY, name="few", record_depth=256, entry_depth=2048, sparse_weigh
               weight_scale_depth=256, tile_channels=32, result_depth=8)
 
 
-@pytest.mark.parametrize("pes, outputs, rate, units", [(1, 32, 4, 4), (2, 64, 1, 16), (3, 64, 2, 8)])
+@pytest.mark.parametrize("pes, outputs, rate, units", [
+    (1, 32, 4, 4), (2, 64, 1, 16), (3, 64, 2, 8)])
 def test_sparse_pe(pes, outputs, rate, units, monkeypatch):
     config = replace(FEW, sparse_pes=pes, tile_outputs=outputs, sparse_rate=rate,
                      sparse_scale_units=units)
