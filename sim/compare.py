@@ -74,6 +74,11 @@ class Comparison:
                 layer=self.layer, evaluation=self.evaluation, what=what, place=place,
                 expected=expected, actual=actual))
 
+    def between(self, what, low, high, actual):
+        """Compare a single value with a range; both ends belong to it."""
+        self.value(what, low if low == high else f"{low} to {high}",
+                   actual if low == high or not low <= actual <= high else f"{low} to {high}")
+
     def array(self, what, expected, actual, locate):
         """Compare arrays; ``locate(*index)`` gives an element's place as fields of Mismatch."""
         expected = np.asarray(expected)
@@ -210,14 +215,18 @@ def compare_detector(comparison, lowered, expected, actual):
                      lambda slot: _slot_place(lowered.shape, slot))
 
 
-def compare_convolve(comparison, lowered, result, registers, answer, words):
+def compare_convolve(comparison, lowered, result, work, cycles, answer, words):
     """Compare a convolution pass, after all of its jobs.
+
+    Where the memory port has held back a sum on its way, for n cycles in all, nothing can end more
+    than n cycles later than without, and the cycles of waiting say nothing more.
 
     Parameters
     ----------
     comparison, lowered, result, answer, words
         See `compare_requantize`.
-    registers : values of the counters that are known, by name of the register
+    work, cycles : counters that are known, by name of the register; ``cycles`` are those with a
+        memory port that never holds back a sum
     """
     if not comparison.ended(answer):
         return
@@ -231,7 +240,10 @@ def compare_convolve(comparison, lowered, result, registers, answer, words):
     comparison.array("output padding", np.zeros_like(padding), padding, lambda channel, y, x: {
         "channel": shape.outputs + channel, "pixel": (y, x)})
     comparison.value("jobs", len(pass_.descriptors), answer["jobs"])
-    for name, value in registers.items():
+    for name, value in work.items():
         comparison.value(name, value, answer[name])
+    for name, value in cycles.items():
+        if name != "stall_cycles" or not answer["output_stall"]:
+            comparison.between(name, value, value + answer["output_stall"], answer[name])
     _outside(comparison, lowered, pass_,
              [("destination", 0, pass_.regions["destination"].words)], words)

@@ -54,12 +54,6 @@ class MemoryModel:
                 raise ValueError(f"{field.name} must be in {low}..{high}, not {value!r}")
 
     @property
-    def stalls(self):
-        """Whether any channel is ever held back."""
-        return bool(self.read_stall or self.response_stall or self.write_stall
-                    or self.answer_stall)
-
-    @property
     def slowdown(self):
         """How many times longer a pass may take."""
         most = max(self.read_stall, self.response_stall, self.write_stall, self.answer_stall)
@@ -233,8 +227,7 @@ def simulate(calls, config, *, plans=None, memory=None, placement=None, verilog=
     plans : dict
         `sim.tiler.Plan` by name of layer; others are made from the calls.
     memory : callable
-        `MemoryModel` of each call, from its number; by default memory never stalls, and cycles are
-        compared with the cycle model.
+        `MemoryModel` of each call, from its number; by default memory never stalls.
     placement : callable
         Keywords for `sim.lowering.lower` from the number of the call.
     verilog : str
@@ -365,7 +358,7 @@ class _Run:
         model = self.memory(number)
         self._feed_pass(lowered.requantize, model, writes, rereads)
         self._feed_pass(lowered.convolve, model, [], [])
-        self.waiting.append((call, lowered, result, stored, model))
+        self.waiting.append((call, lowered, result, stored))
 
     def _feed_pass(self, pass_, model, writes, rereads):
         with open(self.folder / f"{self.passes}.load", "wb") as file:
@@ -402,7 +395,7 @@ class _Run:
 
     def _collect(self, thread):
         """Compare the oldest call that waits; False if the run has come to its end with it."""
-        call, lowered, result, stored, model = self.waiting.popleft()
+        call, lowered, result, stored = self.waiting.popleft()
         number = self.passes - 2 * (len(self.waiting) + 1)
         comparison = Comparison(call.name, call.evaluation)
         answers = []
@@ -414,8 +407,8 @@ class _Run:
                 compare_detector(comparison, lowered, stored, answer["rereads"][0])
             answer, words = self._answer(number + 1, thread)
             answers.append(answer)
-            compare_convolve(comparison, lowered, result, known_counters(
-                lowered.plan, result, self.config, stalls=model.stalls), answer, words)
+            work, cycles = known_counters(lowered.plan, result, self.config)
+            compare_convolve(comparison, lowered, result, work, cycles, answer, words)
         self.report.simulation_seconds += sum(answer["seconds"] for answer in answers)
         self.report.processor_seconds += sum(answer["processor_seconds"] for answer in answers)
         answers += [{}] * (2 - len(answers))
@@ -435,15 +428,16 @@ class _Run:
         return not self._stopped()
 
 
-def known_counters(plan, result, config, *, stalls=False):
-    """Counters of a convolution by register name: its work and, unless memory stalls, its cycles.
+def known_counters(plan, result, config):
+    """Counters of a convolution by register name: its work, and its cycles.
+
+    Cycles are those with a memory port that never holds back a sum.
 
     Parameters
     ----------
     plan : sim.tiler.Plan
     result : golden.layer.LayerResult
     config : hw.config.Config
-    stalls : bool
     """
     cycles = layer_cycles(plan, result, config)
     # Jobs of the same channels and outputs at different places count as one with all their runs.
@@ -455,8 +449,8 @@ def known_counters(plan, result, config, *, stalls=False):
         totals += convolution.work(
             result.codes, [result.lists[tile]], plan.shape.kernel, outputs, config.dense_lanes,
             config.sparse_lanes, share=plan.share if plan.shape.mx else 1, runs=runs)
-    known = {"dense_work": int(totals[0]), "sparse_work": int(totals[1])}
-    return known if stalls else known | {name: cycles[name] for name in CYCLES}
+    work = {"dense_work": int(totals[0]), "sparse_work": int(totals[1])}
+    return work, {name: cycles[name] for name in CYCLES}
 
 
 def _sides(plan, lists):

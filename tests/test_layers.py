@@ -49,8 +49,9 @@ def test_random_layers(config):
     report = check(random_layers.random_calls(np.random.default_rng(2), config, count), config)
     assert len(report.records) == count
     assert {record.format for record in report.records} == set(Format.__members__)
-    for kind in ("compute_cycles", "dense_work", "sparse_work", "stall_cycles", "saturations"):
+    for kind in ("compute_cycles", "dense_work", "sparse_work", "saturations"):
         assert report.compared[kind] == count
+    assert sum(not record.convolve["output_stall"] for record in report.records) > count // 2
     sides = {side for record in report.records for side in ("dense", "shared", "sparse")
              if getattr(record, f"{side}_channels")}
     assert sides == ({"dense", "shared", "sparse"} if config.sparse_pes else {"dense"})

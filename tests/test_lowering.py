@@ -230,7 +230,7 @@ def execute(machine, call, counts, lowered):
         if pass_.kind == Kind.REQUANTIZE:
             compare_requantize(comparison, lowered, result, answer, words)
         else:
-            compare_convolve(comparison, lowered, result, {}, answer, words)
+            compare_convolve(comparison, lowered, result, {}, {}, answer, words)
     assert not comparison.mismatches, str(comparison.mismatches[0])
     return comparison, result
 
@@ -284,7 +284,7 @@ def differences(example, name, address, byte, value):
         if 0 <= place < window.words:
             image[place, byte] ^= value
     compare_requantize(comparison, lowered, result, answer, images[0])
-    compare_convolve(comparison, lowered, result, {}, answer, images[1])
+    compare_convolve(comparison, lowered, result, {}, {}, answer, images[1])
     return [str(mismatch) for mismatch in comparison.mismatches]
 
 
@@ -499,3 +499,19 @@ def test_descriptors_are_what_the_fields_say():
             last = number + 1 == len(pass_.descriptors)
             assert fields["next"] == (0 if last else pass_.descriptor + (number + 1) * step)
         assert (registers.number("descriptor"), pass_.descriptor) in pass_.registers
+
+
+def test_cycles_may_be_as_many_more_as_sums_were_held_back(machine_after_a_layer):
+    lowered, result, images = machine_after_a_layer
+    for stall, cycles, text in ((0, 100, None), (0, 101, "100, not 101"), (0, 99, "100, not 99"),
+                                (7, 107, None), (7, 108, "100 to 107, not 108"),
+                                (7, 99, "100 to 107, not 99")):
+        comparison = Comparison("example", 4)
+        answer = {"hung": False, "status": 2, "violations": [], "output_stall": stall,
+                  "jobs": len(lowered.convolve.descriptors), "compute_cycles": cycles,
+                  "stall_cycles": 12}
+        compare_convolve(comparison, lowered, result, {},
+                         {"compute_cycles": 100, "stall_cycles": 12}, answer, images[1])
+        assert [str(mismatch) for mismatch in comparison.mismatches] == (
+            [] if text is None else [f"example, evaluation 4: compute_cycles must be {text}"])
+        assert comparison.compared["stall_cycles"] == (stall == 0)
