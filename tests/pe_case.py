@@ -196,7 +196,8 @@ class Case:
             tap * own + own_tile(config, self.side, tile)) * steps
         for step in range(steps):
             row = [scale_byte(self.weight_scales[k][tap], self.mx)
-                   if k < len(self.weight_scales) else 0 for k in lanes[step * self.units:(step + 1) * self.units]]
+                   if k < len(self.weight_scales) else 0
+                   for k in lanes[step * self.units:(step + 1) * self.units]]
             for column in range(max(1, self.units // size)):
                 yield ("load_weight_scales", 1 << column, first + step,
                        octets(row[column * size:(column + 1) * size]))
