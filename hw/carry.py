@@ -9,7 +9,7 @@ cells by name; without it they are plain additions that any tool takes, with the
 from amaranth import C, Cat, Instance, Mux, Signal, signed
 from amaranth.hdl import Value
 
-__all__ = ["CarryCells", "accumulate", "add", "mux_add", "pair_add"]
+__all__ = ["CarryCells", "WideMultipliers", "accumulate", "add", "mux_add", "pair_add"]
 
 # Sum bit of a cell as a function of its inputs A (bit 0 of the index) to D; the low four entries
 # are the carry's value where that bit is 0.
@@ -18,7 +18,11 @@ ACCUMULATE = 0x2DD2   # (A & ~B) ^ C ^ D
 CHOOSE = 0x596A       # A ^ (B ? C : D)
 
 
-class CarryCells:
+class WideMultipliers:
+    """A platform whose multipliers take 18 bits, used or not; for the argument of ``elaborate``."""
+
+
+class CarryCells(WideMultipliers):
     """A platform whose sums are made of ECP5 carry cells, for the argument of ``elaborate``."""
 
 

@@ -4,7 +4,7 @@ from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from .carry import add, mux_add, pair_add
+from .carry import WideMultipliers, add, mux_add, pair_add
 from .e4m3 import decode
 
 __all__ = [
@@ -127,7 +127,7 @@ class ScaleUnit(wiring.Component):
                 stages.append(Signal(name=f"{name}_{cycle}"))
                 m.d.sync += stages[cycle].eq(stages[cycle - 1])
 
-        # cycle 0: take the sums; combine both scales, all of the shift but whole bytes
+        # cycle 0: take the sums; combine both scales
         held = Signal(self.lanes * width)
         with m.If(self.step & self.first):
             m.d.sync += held.eq(self.sums)
@@ -137,21 +137,23 @@ class ScaleUnit(wiring.Component):
         low = pair_add(m, platform, "low", factor, weight[0], factor << 1, weight[1], 6)
         high = pair_add(m, platform, "high", factor, weight[2], factor << 1, weight[3], 6)
         upper, both, shift = Signal(6), Signal(9), Signal(5)
-        multiplier, whole_bytes = Signal(16), Signal(2)
         m.d.comb += [
             upper.eq(add(m, platform, "factors", low[2:], high.as_unsigned(), 6)),
             both.eq(Cat(low[:2], upper[:2], upper[2] | self.scale.middle, upper[3:],
                         self.scale.high)),
             shift.eq(self.scale.shift + weight[4:]),
         ]
-        m.d.sync += [multiplier.eq(both << shift[:3]), whole_bytes.eq(shift[3:])]
+        # less than a byte is shifted in front of a multiplier that has bits to spare, else behind
+        wide = isinstance(platform, WideMultipliers)
+        multiplier, rest = Signal(16 if wide else 9), Signal(5)
+        m.d.sync += [multiplier.eq(both << shift[:3] if wide else both), rest.eq(shift)]
 
         # cycle 1: multiply, shift by a byte
+        exact = held[:width].as_signed() * Cat(multiplier, 0).as_signed()
         product = Signal(signed(width + 15))
         term, two_bytes = Signal(signed(width + 23)), Signal()
-        m.d.comb += product.eq(held[:width].as_signed() * Cat(multiplier, 0).as_signed())
-        m.d.sync += [
-            term.eq(Mux(whole_bytes[0], product << 8, product)), two_bytes.eq(whole_bytes[1])]
+        m.d.comb += product.eq(exact if wide else exact << rest[:3])
+        m.d.sync += [term.eq(Mux(rest[3], product << 8, product)), two_bytes.eq(rest[4])]
 
         # cycle 2: shift by two bytes, add
         ring = [Signal(signed(sum_width), name=f"ring_{lane}") for lane in range(self.lanes)]

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 from amaranth import Module, Signal
+from amaranth.hdl import Fragment
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.carry import WideMultipliers
 from hw.config import SMALL, TINY
 from hw.scale_unit import (
     ScaleUnit, activation_scale_layout, decode_activation_scale, decode_weight_scales,
@@ -108,7 +110,8 @@ class Unit:
 @pytest.mark.parametrize("config, lanes", [(TINY, 1), (TINY, 2), (SMALL, 4), (DEEP, 8)],
                          ids=lambda value: getattr(value, "name", str(value)))
 @pytest.mark.parametrize("mx", [False, True], ids=["a4", "mx"])
-def test_units(config, lanes, mx):
+@pytest.mark.parametrize("platform", [None, WideMultipliers()], ids=["plain", "wide"])
+def test_units(config, lanes, mx, platform):
     """Groups back to back or with pauses; sums are final exactly `latency` cycles after a step."""
     dut = ScaleUnit(config, lanes)
     rng = random.Random(lanes + 50 * mx)
@@ -145,11 +148,12 @@ def test_units(config, lanes, mx):
             await ctx.tick()
 
     assert len(set(shown.values())) > 10
-    simulate(dut, bench)
+    simulate(Fragment.get(dut, platform), bench)
 
 
 @pytest.mark.parametrize("mx", [False, True], ids=["a4", "mx"])
-def test_all_scale_codes(mx):
+@pytest.mark.parametrize("platform", [None, WideMultipliers()], ids=["plain", "wide"])
+def test_all_scale_codes(mx, platform):
     """Every weight scale code, and every activation scale code, alone."""
     dut = ScaleUnit(TINY, 1)
     count = 16 if mx else CODES
@@ -170,7 +174,7 @@ def test_all_scale_codes(mx):
                 assert ctx.get(dut.sum) == expected[-1 - ScaleUnit.latency]
             await ctx.tick()
 
-    simulate(dut, bench)
+    simulate(Fragment.get(dut, platform), bench)
 
 
 def test_width_holds_the_largest_sums():

@@ -1,0 +1,198 @@
+"""Area of a component: on ECP5, and in the standard cells of liberty files.
+
+``python -m fpga.area --preset small --component sparse-pe --out area.json`` measures on ECP5;
+every ``--liberty NAME=FILE[,FILE...]`` adds a library. Numbers are yosys's, before placement.
+"""
+
+import gzip
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hw.carry import CarryCells
+from hw.config import load
+from hw.verilog import emit
+
+from .build import SMALL_PRODUCTS, run_tool
+
+__all__ = ["COMPONENTS", "cells", "create", "ecp5", "measure", "memories"]
+
+NAME = "top"
+
+SRAM_DEPTH = 17
+"""Words from which a memory counts as SRAM; smaller ones are flip-flops in standard cells."""
+
+LUTS = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6}
+"""LUTs that a cell of ECP5 takes: LUT RAM also takes those that it keeps others from using."""
+
+COMPONENTS = {
+    "core": "hw.core.Core",
+    "dense-pe": "hw.dense_pe.DensePE",
+    "sparse-pe": "hw.sparse_pe.SparsePE",
+    "dense-group": "hw.lanes.DenseGroup",
+    "sparse-group": "hw.lanes.SparseGroup",
+    "dense-scale-unit": "hw.scale_unit.ScaleUnit",
+    "sparse-scale-unit": "hw.scale_unit.ScaleUnit",
+    "loader": "hw.loader.Loader",
+    "requantizer": "hw.requantizer.Requantizer",
+    "post-processor": "hw.post_processor.PostProcessor",
+}
+"""Components by name; a group is the lanes of one scale unit, with it."""
+
+
+def create(config, component):
+    """A component of `COMPONENTS`.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if component not in COMPONENTS:
+        raise ValueError(f"component must be one of {', '.join(COMPONENTS)}, not {component!r}")
+    module, name = COMPONENTS[component].rsplit(".", 1)
+    kind = getattr(__import__(module, fromlist=[name]), name)
+    if component.endswith(("group", "unit")):
+        side = component.split("-")[0]
+        return kind(config, getattr(config, f"{side}_steps"))
+    return kind(config)
+
+
+def run(folder, script):
+    """Run yosys on ``script`` in ``folder``."""
+    (folder / "script.ys").write_text(script)
+    run_tool("synthesis", ["yosys", "-q", "script.ys"], folder, folder / "yosys.log",
+             lambda *_, **__: None)
+
+
+def read_counts(path):
+    """Cells by type, of the whole hierarchy, and the result of ``stat`` itself."""
+    design = json.loads(path.read_text())["design"]
+    counts = {}
+    for kind, count in design["num_cells_by_type"].items():
+        counts[kind] = count["count"] if isinstance(count, dict) else count
+    return counts, design
+
+
+def ecp5(text, folder, *, flatten=True):
+    """What the Verilog ``text`` of module `NAME` takes on ECP5.
+
+    Returns
+    -------
+    dict
+        ``lut4``, ``ccu2c``, ``dpr16x4``, ``ff``, ``dsp``, ``ebr``, and ``lut``: all LUTs.
+    """
+    (folder / "top.v").write_text(text)
+    options = "" if flatten else "-noflatten"
+    run(folder, f"""
+read_verilog -sv top.v
+{SMALL_PRODUCTS}
+synth_ecp5 -nowidelut {options} -top {NAME}
+tee -q -o stat.json stat -json -top {NAME}
+""")
+    counts, _ = read_counts(folder / "stat.json")
+    names = {"lut4": "LUT4", "ccu2c": "CCU2C", "dpr16x4": "TRELLIS_DPR16X4", "ff": "TRELLIS_FF",
+             "dsp": "MULT18X18D", "ebr": "DP16KD"}
+    result = {key: counts.get(cell, 0) for key, cell in names.items()}
+    return result | {"lut": sum(weight * counts.get(cell, 0) for cell, weight in LUTS.items())}
+
+
+def memories(text, folder):
+    """Memories of module `NAME` that count as SRAM, as dictionaries with ``depth``, ``width``."""
+    (folder / "top.v").write_text(text)
+    run(folder, f"read_verilog -sv top.v\nhierarchy -top {NAME}\nproc\nflatten\nopt_clean\n"
+        "memory_collect\nselect t:$mem_v2\nwrite_json -selected memories.json\n")
+    modules = json.loads((folder / "memories.json").read_text())["modules"]
+    found = []
+    for module in modules.values():
+        for name, cell in module["cells"].items():
+            depth, width = (int(cell["parameters"][key], 2) for key in ("SIZE", "WIDTH"))
+            if cell["type"] == "$mem_v2" and depth >= SRAM_DEPTH:
+                found.append({"name": name, "depth": depth, "width": width})
+    return found
+
+
+def cells(text, folder, libraries):
+    """Area in standard cells, memories that count as SRAM left out.
+
+    Modules keep their borders, so a part that appears many times is mapped once.
+
+    Parameters
+    ----------
+    libraries : list of path
+        Liberty files of one library; may be compressed by gzip.
+
+    Returns
+    -------
+    dict
+        ``um2``: of all cells; ``sequential_um2``: of flip-flops; ``cells``: how many.
+    """
+    (folder / "top.v").write_text(text)
+    names = []
+    for number, path in enumerate(map(Path, libraries)):
+        data = path.read_bytes()
+        names.append(f"library_{number}.lib")
+        (folder / names[-1]).write_bytes(
+            gzip.decompress(data) if path.suffix == ".gz" else data)
+    options = " ".join(f"-liberty {name}" for name in names)
+    run(folder, f"""
+read_verilog -sv top.v
+synth -booth -run begin:fine -top {NAME}
+memory_map t:$mem_v2 r:SIZE<{SRAM_DEPTH} %i
+opt -undriven -fine
+simplemap
+techmap
+opt -fast
+dfflibmap {options}
+abc {options}
+opt_clean
+tee -q -o stat.json stat -json {options} -top {NAME}
+""")
+    counts, design = read_counts(folder / "stat.json")
+    left = [kind for kind in counts if kind.startswith("$") and kind != "$mem_v2"]
+    if left:
+        raise ValueError(f"libraries must have cells for all of {', '.join(sorted(left))}")
+    return {"um2": round(design["area"], 1),
+            "sequential_um2": round(design["sequential_area"], 1),
+            "cells": sum(count for kind, count in counts.items() if kind != "$mem_v2")}
+
+
+def measure(config, component, libraries, *, flatten=True):
+    """Areas of a component of `COMPONENTS` as a dictionary for JSON.
+
+    Parameters
+    ----------
+    libraries : dict of str to list of path
+        Liberty files by a name for their library.
+    """
+    plain, carried = (emit(create(config, component), NAME, platform)
+                      for platform in (None, CarryCells()))
+    with tempfile.TemporaryDirectory(prefix="sqdm-area-") as name:
+        folder = Path(name)
+        store = memories(plain, folder)
+        return {
+            "preset": config.name, "component": component,
+            "ecp5": ecp5(carried, folder, flatten=flatten),
+            "cells": {name: cells(plain, folder, paths) for name, paths in libraries.items()},
+            "sram_bits": sum(one["depth"] * one["width"] for one in store), "sram": store}
+
+
+def main(preset: str = "small", component: str = "core",
+         liberty: Annotated[list[str] | None, typer.Option()] = None, flatten: bool = True,
+         out: Path = Path("area.json")):
+    """Measure a component and add the result to a JSON file, a list."""
+    libraries = {}
+    for entry in liberty or []:
+        name, _, paths = entry.partition("=")
+        libraries[name] = paths.split(",")
+    result = measure(load(preset), component, libraries, flatten=flatten)
+    results = json.loads(out.read_text()) if out.exists() else []
+    out.write_text(json.dumps([*results, result], indent=2) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "sram"}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
