@@ -36,8 +36,7 @@ class ActivationMapper(wiring.Component):
     pixel : ``In(16)``
         ``row * width + column``.
     unit : ``In(2)``
-        Base 2 logarithm of the port words of one (word, pixel): 0 for codes of 4 bits, 1 for the
-        two planes of codes of 8 bits, 2 for 16-bit values.
+        Base 2 logarithm of the port words of one (word, pixel): 2 for 16-bit values.
     sub : ``In(2)``
         Which of these port words.
     address : ``Out(address_width)``

@@ -94,10 +94,11 @@ class Requantizer(wiring.Component):
     slots, at most 8 pixels. Where only two pixels fit, the quantizer lanes and the writer wait 3
     cycles a pixel for each other; where only one fits, they take turns.
 
-    Before the first pixel can be written all lists have to be: what `ChannelLists` takes for each
-    tile, and 4 cycles a word of the last one. Around that and the pixels there are V cycles a word
-    of slots for the zero counts (not IN16), 8 a word until the first pixel has passed all units
-    unless the lists take longer, and about 30 more plus the latency of memory.
+    Before the first pixel can be written all lists have to be. A pass takes what `ChannelLists`
+    takes for its tiles, 4 cycles for each word of the last list, the pixels, V cycles a word of
+    slots for the zero counts (not IN16), and 5 more. Where the lists take less than the affine
+    table (16 cycles a word of V slots) and the first pixel's way through all units (8 cycles a
+    word, and about 25 and the latency of memory), these count in their place.
 
     Parameters
     ----------
