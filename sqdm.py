@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 from typing import Annotated
 
@@ -567,6 +568,77 @@ def trace(
           f" {facts['zero_fraction']:.1%} zero activations in W4A4 layers;"
           f" {sum(flipped) / max(1, len(flipped)):.1%} of labels differ from one evaluation to the"
           " next")
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(
+        help="Shipped name or path of a quantized model, or name of a published network.")],
+    preset: Preset = "medium",
+    trace: Annotated[Path | None, typer.Option(help="Zeros of this file of sqdm trace.")] = None,
+    evaluations: Annotated[str, typer.Option(help="Numbers like 0,9,17 or 0-3, or all.")] = "all",
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Zero fraction from which a channel is sparse, in 0..1;"
+                          " by default both sides are balanced."),
+    ] = None,
+    oracle: Annotated[
+        bool, typer.Option(help="Balance by the evaluation's own zeros, not those before.")
+    ] = False,
+    zeros: Annotated[
+        float | None, typer.Option(help="Move all zero fractions so that this is their mean.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option(help="Count the codes of an image in exact integers: minutes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn, or of the image.")] = 0,
+    json_file: Json = None,
+):
+    """Say where the cycles of a sampling run go, by layer and evaluation, and what zeros save."""
+    from golden import quantize as quantizer
+    from golden import trace as tracer
+    from hw import config as presets
+    from sim import profile as profiler
+    from sim.progress import task
+    from sim.sampling import parse_evaluations
+    from sim.simulate import one_thread
+
+    config = presets.load(preset)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in 0..1, not {threshold!r}")
+    if exact and (trace or oracle or zeros is not None or threshold is not None):
+        raise ValueError("exact must be without trace, threshold, oracle and zeros")
+    if json_file:
+        _output_folder(json_file.parent)
+    found = None
+    if model in profiler.NETWORKS and model not in quantizer.shipped():
+        if trace or exact:
+            raise ValueError(f"trace and exact must be of a quantized model, not of {model!r}")
+        subjects = profiler.from_network(
+            model, config, profiler.ZEROS if zeros is None else zeros)
+        source = "uniform"
+        wanted = parse_evaluations(evaluations, types.SimpleNamespace(steps=profiler.STEPS))
+    else:
+        quantized = quantizer.load_executable(model)
+        found = tracer.load(trace) if trace else None
+        subjects = profiler.from_model(quantized, config, found)
+        if zeros is not None:
+            subjects = profiler.shifted(subjects, zeros)
+        source = "trace" if trace else "calibration"
+        wanted = parse_evaluations(evaluations, quantized)
+    with task("cycles", len(wanted) * len(subjects)) as advance, one_thread():
+        if exact:
+            source = "codes"
+            subjects, rows = profiler.exact(quantized, config, wanted, seed=seed, progress=advance)
+        else:
+            rows = profiler.profile(subjects, config, wanted, threshold=threshold, oracle=oracle,
+                                    seed=seed, progress=advance)
+    facts = {"model": model, "source": source, "seed": seed, "threshold": threshold,
+             "oracle": oracle, "zeros": zeros}
+    result = profiler.report(subjects, rows, config, facts)
+    _print_table(profiler.table(result))
+    if json_file:
+        _write_json(json_file, result)
 
 
 @app.command()

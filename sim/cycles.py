@@ -47,16 +47,18 @@ NEXT_LOAD = 12
 DESCRIPTOR = 12
 NEXT_JOB = 2
 
-# What `Layer.runs` says of a run. Stalls are summed over the PEs of a side; ``stall`` counts the
-# cycles in which any PE waits for room.
+# What `Layer.runs` says of a run. Issues, stalls and what else cycles go to are summed over the PEs
+# of a side; ``stall`` counts the cycles in which any PE waits for room; products are those of one
+# output, of two nibbles each for MX8, on the sparse side without zeros.
 RUN = ("row", "rows", "input_row", "input_rows", "input_pixels", "words", "entries", "feed",
        "compute", "dense_busy", "sparse_busy", "stall", "chunks",
        "dense_issue", "dense_scale", "dense_empty", "dense_room",
-       "sparse_issue", "sparse_scale", "sparse_empty", "sparse_room", "nonzeros")
+       "sparse_issue", "sparse_scale", "sparse_empty", "sparse_room",
+       "dense_products", "sparse_products")
 COLUMN = {name: place for place, name in enumerate(RUN)}
 (ROW, ROWS, INPUT_ROW, INPUT_ROWS, INPUT_PIXELS, WORDS, ENTRIES, FEED, COMPUTE, DENSE_BUSY,
  SPARSE_BUSY, STALL, CHUNKS, DENSE_ISSUE, DENSE_SCALE, DENSE_EMPTY, DENSE_ROOM, SPARSE_ISSUE,
- SPARSE_SCALE, SPARSE_EMPTY, SPARSE_ROOM, NONZEROS) = range(len(RUN))
+ SPARSE_SCALE, SPARSE_EMPTY, SPARSE_ROOM, DENSE_PRODUCTS, SPARSE_PRODUCTS) = range(len(RUN))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +71,8 @@ class Counts:
     Members
     -------
     mx : MX8 or IN16
-    words : pair, words of V codes for the dense side, the same at every pixel
+    words, positions : pairs, words of V codes for the dense side and positions of its own in
+        them, the same at every pixel
     entries : int32, entries of M non-zeros for the sparse side
     nonzeros : int32, non-zeros of the sparse side
     feed : (H, W) int32, cycles in which the compactor takes the pixel's codes
@@ -77,12 +80,12 @@ class Counts:
     most_words, most_entries : that the loader reckons with for a pixel; 0: the side has no work
     memory_words : port words of a pixel's codes in memory
     channels : of the tile's list
-    dense_positions : positions whose weights the dense side has
     dense_pitch, sparse_pitch : rows of weights of a (tap, plane, tile of lanes) on either side
     """
 
     mx: bool
     words: tuple
+    positions: tuple
     entries: np.ndarray
     nonzeros: np.ndarray
     feed: np.ndarray
@@ -91,7 +94,6 @@ class Counts:
     most_entries: int
     memory_words: int
     channels: int
-    dense_positions: int
     dense_pitch: int
     sparse_pitch: int
 
@@ -147,21 +149,27 @@ def unit_costs(counts, work, kernel, steps, found):
 
 
 def count_maps(counts, kernel, config):
-    """What units take, (2 sides, len(MAP), 2, H, W) int32, for a channel tile's `Counts`."""
+    """What units take, (2 sides, len(MAP), 2, H, W) int32, for a channel tile's `Counts`.
+
+    A split that no pixel has is left out, and a side that the core has no PEs of.
+    """
     shape = counts.entries.shape[1:]
     found = np.zeros((2, len(MAP), 2, *shape), dtype=np.int32)
-    for side, steps in enumerate((config.dense_steps, config.sparse_steps)):
-        given = (np.stack([np.full(shape, words, dtype=np.int32) for words in counts.words])
-                 if side == 0 else counts.entries)
+    for side, (pes, steps) in enumerate(((config.dense_pes, config.dense_steps),
+                                         (config.sparse_pes, config.sparse_steps))):
+        if not pes:
+            continue
+        given, work = counts.entries, counts.nonzeros
+        if side == 0:
+            given, work = (np.stack([np.full(shape, value, dtype=np.int32) for value in values])
+                           for values in (counts.words, counts.positions))
         if counts.mx:
             # A nibble meets both planes of the weights.
-            unit_costs(given, 2 * counts.nonzeros.sum(0, dtype=np.int32), kernel, steps,
-                       found[side, :, 0])
+            unit_costs(given, 2 * work.sum(0, dtype=np.int32), kernel, steps, found[side, :, 0])
             found[side, :, 1] = found[side, :, 0]
             continue
-        for split in range(2):
-            unit_costs(given[split:split + 1], counts.nonzeros[split], kernel, steps,
-                       found[side, :, split])
+        for split in range(2 if counts.cut else 1):
+            unit_costs(given[split:split + 1], work[split], kernel, steps, found[side, :, split])
     return found
 
 
@@ -219,7 +227,7 @@ def unit_cycles(side, quad):
 @numba.njit(cache=True)
 def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pixel_chunks, quad,
              run):
-    """Cycles of one run: fill columns COMPUTE to NONZEROS of its row of `Layer.runs`.
+    """Cycles of one run: fill columns COMPUTE to SPARSE_PRODUCTS of its row of `Layer.runs`.
 
     Parameters
     ----------
@@ -240,12 +248,13 @@ def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pi
     ended = np.zeros((2, most_pes), dtype=np.int64)      # cycle of the last issue or empty cycle
     group_free = np.full((2, most_pes), before)          # first cycle in which a group may end
     unit_free = np.full((2, most_pes), before)           # first cycle in which a unit may end
-    done = np.zeros((2, most_pes), dtype=np.int64)       # units
+    oldest = np.zeros((2, most_pes), dtype=np.int64)     # of the units whose results have room
     taken = np.full((2, most_pes, max(sides[0, 3], sides[1, 3])), before)
     counter = np.zeros(2, dtype=np.int64)                # units of the side, null ones too
     current = np.zeros(2, dtype=np.int64)                # PE of the unit that is merged
     arrival = np.zeros(2, dtype=np.int64)
     mine = np.zeros(2, dtype=np.bool_)
+    unit = np.zeros((2, len(MAP)), dtype=np.int64)       # what the pixel's units take
     sums = np.zeros((2, 4), dtype=np.int64)              # issue, scale, empty, room
     begin = np.empty(64, dtype=np.int64)                 # waits for room, grown as need be
     finish = np.empty(64, dtype=np.int64)
@@ -254,7 +263,8 @@ def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pi
     steps = (sides[0, 1] // sides[0, 2], sides[1, 1] // sides[1, 2])
     for side in range(2):
         ended[side, :] = sides[side, 0] + FIRST_ISSUE - 1
-    merged, place, phase, products = 0, 0, 0, 0
+    products = np.zeros(2, dtype=np.int64)
+    merged, place, phase = 0, 0, 0
     for y in range(run[ROW], run[ROW] + run[ROWS]):
         for x in range(column, column + columns):
             place += 1
@@ -280,10 +290,15 @@ def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pi
                         ended[1, counter[1] % sides[1, 0]] += 1
                         counter[1] += 1
                         sums[1, 2] += 1
-            if mine[1]:
-                products += maps[1, PRODUCTS, split, y, x]
-            for chunk in range(chunks):
-                ready = merged + 1
+            for side in range(2):
+                if mine[side]:
+                    for name in range(len(MAP)):
+                        unit[side, name] = maps[side, name, split, y, x]
+                    products[side] += unit[side, PRODUCTS]
+            chunk = 0
+            while chunk < chunks:
+                # Chunks up to the next end of a unit come one a cycle.
+                ready, size = merged + 1, chunks - chunk
                 for side in range(2):
                     if not mine[side]:
                         continue
@@ -292,18 +307,16 @@ def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pi
                         pe = counter[side] % sides[side, 0]
                         counter[side] += 1
                         current[side] = pe
-                        rest = maps[side, REST, split, y, x]
-                        issues = maps[side, ISSUE, split, y, x]
-                        empties = maps[side, EMPTY, split, y, x]
-                        head = ended[side, pe] + maps[side, FIRST, split, y, x]
-                        last = max(head, group_free[side, pe]) + rest
+                        head = ended[side, pe] + unit[side, FIRST]
+                        last = max(head, group_free[side, pe]) + unit[side, REST]
                         # The cycle in which its last issue would come if nothing held it.
-                        came = last - maps[side, WAIT, split, y, x] if rest else head
+                        came = last - unit[side, WAIT] if unit[side, REST] else head
                         last = max(last, unit_free[side, pe])
-                        sums[side, 0] += issues
-                        sums[side, 1] += (last - ended[side, pe]) - issues - empties
-                        sums[side, 2] += empties
-                        roomy = taken[side, pe, done[side, pe] % sides[side, 3]] + ROOM
+                        sums[side, 0] += unit[side, ISSUE]
+                        sums[side, 1] += (last - ended[side, pe] - unit[side, ISSUE]
+                                          - unit[side, EMPTY])
+                        sums[side, 2] += unit[side, EMPTY]
+                        roomy = taken[side, pe, oldest[side, pe]] + ROOM
                         if roomy > came:
                             if waits == len(begin):
                                 begin = np.concatenate((begin, np.empty_like(begin)))
@@ -318,17 +331,20 @@ def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pi
                         unit_free[side, pe] = last + lead[side]
                         arrival[side] = last + sides[side, 4]
                     ready = max(ready, arrival[side] + within)
-                merged = ready
+                    size = min(size, tile_chunks[side] - within)
+                chunk += size
+                merged = ready + size - 1
                 for side in range(2):
-                    if mine[side] and (chunk + 1 == chunks
-                                       or (chunk + 1) % tile_chunks[side] == 0):
+                    if mine[side] and (chunk == chunks or chunk % tile_chunks[side] == 0):
                         pe = current[side]
-                        taken[side, pe, done[side, pe] % sides[side, 3]] = merged
-                        done[side, pe] += 1
+                        taken[side, pe, oldest[side, pe]] = merged
+                        oldest[side, pe] += 1
+                        if oldest[side, pe] == sides[side, 3]:
+                            oldest[side, pe] = 0
             merged += pixel_chunks - chunks
     run[COMPUTE] = merged
     run[CHUNKS] = place * pixel_chunks
-    run[NONZEROS] = products
+    run[DENSE_PRODUCTS], run[SPARSE_PRODUCTS] = products
     for side in range(2):
         run[DENSE_BUSY + side] = ended[side, :sides[side, 0]].max() if active[side] else 0
         run[DENSE_ISSUE + 4 * side:DENSE_ISSUE + 4 * side + 4] = sums[side]
@@ -455,7 +471,7 @@ class Layer:
 
 
     def total(self, counts, runs, ends, latency=4):
-        """Cycles of the whole chain, and of these, those in which it only waits for operands.
+        """Cycles of the whole chain, those in which it only waits for operands, those of loading.
 
         Parameters
         ----------
@@ -466,8 +482,9 @@ class Layer:
         vector, planes = config.vector, 1 + counts[0].mx
         channels, dense, pitch, sparse_pitch, slots = (
             np.array(values)[self.tile] for values in zip(*(
-                (tile.channels, tile.dense_positions, tile.dense_pitch, tile.sparse_pitch,
+                (tile.channels, tile.positions[1], tile.dense_pitch, tile.sparse_pitch,
                  32 if tile.mx else tile.memory_words * vector) for tile in counts)))
+        dense = dense * (config.dense_pes > 0)
         words = _ceil(self.outputs, vector)
         tiles = _ceil(self.outputs, config.dense_lanes)
         own = np.maximum(1, _ceil(self.outputs, config.sparse_lanes) // max(1, config.sparse_pes))
@@ -499,7 +516,7 @@ class Layer:
 @numba.njit(cache=True)
 def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps, rows, depths,
              descriptor):
-    """(cycles, cycles without computing) of a chain of jobs.
+    """(cycles, cycles without computing, cycles of loading) of a chain of jobs.
 
     Parameters
     ----------
@@ -515,7 +532,7 @@ def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps
     before = 0                        # the same of the run before it
     begun, rate = 0, 0.0              # the last run's strobe, and residual words a cycle
     old = np.zeros(4, dtype=np.int64)
-    waited = 0
+    waited, loading = 0, 0
     for job in range(len(place)):
         if job:
             start = max(taken + NEXT_JOB, start + descriptor)
@@ -529,19 +546,21 @@ def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps
             if full:
                 free = max(free, released)
         free = delayed(free, setup[job], begun, released, rate)
+        loading += setup[job]
         for number in range(first, ends[place[job]]):
             if number > first:
                 free = max(free + NEXT_LOAD, before)
             else:
                 free = max(free, before)
             free = delayed(free, loads[number], begun, released, rate)
+            loading += loads[number]
             taken = max(free, released)
             waited += taken - released
             begun = taken + HANDOVER - 1
             before = released
             released = begun + compute[number] + 1
             rate = residuals[number] / compute[number] if gives_results[job] else 0.0
-    return released, waited
+    return released, waited, loading
 
 
 @numba.njit(cache=True)
@@ -588,12 +607,12 @@ def a4_counts(nonzeros, channels, low, high, cut, config):
     skipped = np.where(nonzeros[1] > 0, (nonzeros[0] - nonzeros[1]) // rate, entries[0])
     positions = _ceil(channels, vector)
     return Counts(
-        mx=False, words=(_ceil(low, vector), _ceil(high, vector)),
+        mx=False, words=(_ceil(low, vector), _ceil(high, vector)), positions=(low, high),
         entries=np.stack([entries[0], entries[0] - skipped]), nonzeros=nonzeros,
         # A word takes a cycle, and so does an entry: whichever are more.
         feed=np.maximum(positions, entries[0]), cut=cut, most_words=_ceil(high, vector),
         most_entries=_ceil(channels - low, rate), memory_words=positions, channels=channels,
-        dense_positions=high, dense_pitch=_ceil(high, vector),
+        dense_pitch=_ceil(high, vector),
         sparse_pitch=(positions - low // vector) * vector)
 
 
@@ -606,10 +625,10 @@ def mx_counts(nonzeros, channels, config):
     entries = _ceil(nonzeros, config.sparse_rate)
     words, entries_most = 32 // config.vector, 32 // config.sparse_rate
     return Counts(
-        mx=True, words=(words, words), entries=entries, nonzeros=nonzeros,
-        feed=np.maximum(words, entries).sum(0, dtype=np.int32), cut=0, most_words=2 * words,
-        most_entries=2 * entries_most, memory_words=2 * words, channels=channels,
-        dense_positions=channels if config.dense_pes else 0, dense_pitch=words, sparse_pitch=32)
+        mx=True, words=(words, words), positions=(channels, channels), entries=entries,
+        nonzeros=nonzeros, feed=np.maximum(words, entries).sum(0, dtype=np.int32), cut=0,
+        most_words=2 * words, most_entries=2 * entries_most, memory_words=2 * words,
+        channels=channels, dense_pitch=words, sparse_pitch=32)
 
 
 def layer_cycles(plan, result, config):
