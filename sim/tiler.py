@@ -32,6 +32,8 @@ BUFFERS = ("codes_depth", "entry_depth", "record_depth", "weight_depth", "sparse
            "weight_scale_depth", "partial_depth", "tile_channels", "tile_outputs")
 FIELDS = {"records": "record_depth", "entries": "entry_depth", "words of codes": "codes_depth"}
 COST_LIMIT = 4095   # of a balance cost; larger ones are rounded
+DENSE_COST = Fraction(21, 20)   # of the dense side, measured: it waits more often than it foresees
+CLOSE = 1.04     # plans whose cycles are so close to the best are judged by computing alone
 
 
 def _ceil(value, step):
@@ -78,6 +80,7 @@ class Candidate:
     cycles : estimate of all jobs
     compute : of these, if memory took no time
     reads : if only the port's read channel took time, by operand
+    head : rows of the first job, cut off so that computing begins early, or 0
     jobs : how many
     run_rows : rows of output of a run, and the buffer that limits them
     limits : what keeps tiles from being larger: {what: buffer or rule}
@@ -92,6 +95,7 @@ class Candidate:
     cycles: float
     compute: float
     reads: dict = dataclasses.field(hash=False)
+    head: int
     jobs: int
     run_rows: tuple
     limits: dict = dataclasses.field(hash=False)
@@ -156,8 +160,12 @@ class Plan:
         """Tuple of Job, in the order of their descriptors."""
         tiles = list(enumerate(self.shape.tiles(self.tile_channels)))
         found, before = [], None
-        places = itertools.product(*(_starts(getattr(self.chosen, name))
-                                     for name in ("outputs", "columns", "rows")))
+        places = list(itertools.product(*(_starts(getattr(self.chosen, name))
+                                          for name in ("outputs", "columns", "rows"))))
+        if self.chosen.head:
+            first, *rest = places
+            parts = _starts((self.chosen.head, self.chosen.rows[0] - self.chosen.head))
+            places = [(*first[:2], part) for part in parts] + rest
         for (output, outputs), (x, width), (y, height) in places:
             for number, (tile, (slot, slots, _)) in enumerate(tiles):
                 found.append(Job(
@@ -180,7 +188,8 @@ class Plan:
             (f"  channel tiles {_sizes(t[1] for t in shape.tiles(chosen.tile_channels))}; outputs"
              f" {_sizes(chosen.outputs)}; columns {_sizes(chosen.columns)}; rows"
              f" {_sizes(chosen.rows)}"),
-            f"  a run: {chosen.run_rows[0]} rows of output, limited by {chosen.run_rows[1]}",
+            (f"  a run: {chosen.run_rows[0]} rows of output, limited by {chosen.run_rows[1]}"
+             + f"; the first one {chosen.head}, to begin early" * (chosen.head > 0)),
             f"  port words: {reads}",
         ]
         if shape.labelled and self.config.sparse_pes and self.config.dense_pes:
@@ -422,9 +431,16 @@ class Estimate:
         return words * max(1, filled)
 
     def weight_load(self, positions, outputs):
-        """Port words of a job's list, weights, scales and epilogue table."""
-        words, vector = _ceil(outputs, self.config.vector), self.config.vector
-        return (positions * self.shape.taps * self.shape.planes * words
+        """Cycles to load a job's list, weights, scales and epilogue table."""
+        config, vector = self.config, self.config.vector
+        words = _ceil(outputs, vector)
+        # A position of the dense side takes a cycle for each tile of its lanes.
+        dense = 0
+        if config.dense_pes:
+            dense = positions if self.shape.mx or not config.sparse_pes else min(
+                positions, (self.split.get((positions, outputs), 0) + 1) * vector)
+        slow = max(words, _ceil(outputs, config.dense_lanes)) if dense else words
+        return ((dense * slow + (positions - dense) * words) * self.shape.taps * self.shape.planes
                 + 2 * words * self.shape.taps + 16 * words + 1 + 4 * _ceil(positions, vector))
 
     def job(self, rows, columns, outputs, tile, loaded, last, share):
@@ -543,7 +559,9 @@ def plan(shape, config, density=None, tile_channels=None, dense_limit=None):
             break
     if not candidates:
         raise refusals[0]   # of the smallest tiles
-    best = min(candidates, key=lambda candidate: (candidate.cycles, candidate.jobs))
+    limit = CLOSE * min(candidate.cycles for candidate in candidates)
+    best = min((candidate for candidate in candidates if candidate.cycles <= limit),
+               key=lambda candidate: (candidate.compute, candidate.cycles))
     return Plan(shape=shape, config=config, density=density, chosen=best,
                 candidates=tuple(dict.fromkeys(candidates)), costs=_costs(best.outputs, config))
 
@@ -639,8 +657,8 @@ def _candidate(estimate, tile_channels, dense_limit, size, columns):
     # Nothing is computed before the first run is loaded.
     _, in_width = _needed(0, widths[0], shape.width, shape.border)
     room, limit = estimate.rows(in_width)
-    cycles += (estimate.weight_load(tiles[0][2], outputs[0])
-               + min(room, shape.height) * in_width * estimate.pixel_load(tiles[0][2]))
+    head, wait = _head(estimate, heights[0], widths[0], min(room, shape.height), outputs[0], share)
+    cycles += estimate.weight_load(tiles[0][2], outputs[0]) + wait
     if len(tiles) > 1:
         limits["slots of a job"] = (
             f"blocks of {BLOCK} that share a scale" if shape.mx else
@@ -656,9 +674,28 @@ def _candidate(estimate, tile_channels, dense_limit, size, columns):
     rows = heights[0] if whole else min(heights[0], room - 2 * shape.border)
     return Candidate(
         tile_channels=tile_channels, dense_limit=dense_limit, share=share, outputs=outputs,
-        columns=widths, rows=heights, cycles=cycles, compute=compute, reads=reads,
-        jobs=len(outputs) * len(widths) * len(heights) * len(tiles),
+        columns=widths, rows=heights, cycles=cycles, compute=compute, reads=reads, head=head,
+        jobs=len(outputs) * len(widths) * len(heights) * len(tiles) + (head > 0),
         run_rows=(rows, "the job" if whole else limit), limits=limits)
+
+
+def _head(estimate, height, width, room, outputs, share):
+    """Rows to cut off the first job, or 0, and cycles in which nothing is computed before it ends.
+
+    A job's first run would be as large as the buffers, and nothing is computed while it is loaded.
+    Only where its weights stay for the second one: with one tile of channels.
+    """
+    shape, (_, _, positions) = estimate.shape, estimate.tiles[0]
+    line = (width + 2 * shape.border) * estimate.pixel_load(positions)
+    row = width * shape.taps * estimate.tap(positions, outputs, share)
+    room = min(room, height + shape.border)
+    waits = {0: room * line}
+    if len(estimate.tiles) == 1:
+        for head in range(1, min(room, height)):
+            waits[head] = ((head + shape.border) * line + SETUP + LATENCY
+                           + max(0, room * line - head * row))
+    head = min(waits, key=waits.get)
+    return head, waits[head]
 
 
 def _check(shape, config, tiles, outputs, widths, heights, dense_limit):
@@ -726,7 +763,8 @@ def _costs(outputs, config):
         else Fraction(0) for lanes, pes in ((config.dense_lanes, config.dense_pes),
                                             (config.sparse_lanes, config.sparse_pes)))
     rate = config.sparse_rate
-    costs = (dense, sparse / rate, sparse * (rate - 1) / (2 * rate), sparse * config.sparse_steps)
+    # An entry is half empty on average; groups below the scale units' steps are few.
+    costs = (dense * DENSE_COST, sparse / rate, sparse * (rate - 1) / (2 * rate), Fraction(0))
     values = [int(cost * math.lcm(*(cost.denominator for cost in costs))) for cost in costs]
     values = [value // math.gcd(*values) for value in values]
     if max(values) > COST_LIMIT:
