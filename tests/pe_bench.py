@@ -89,7 +89,7 @@ async def test_random_runs(dut):
         await rise(dut)
     dut.rst.value = 0
     arrival = PE.FIRST_CHUNK + getattr(CONFIG, f"{SIDE}_steps")
-    for number in range(10):
+    for number in range(len(SHAPES)):
         case = Case(CONFIG, SIDE, rng, density=(0.6, 0.1, 0.3)[number % 3],
                     **SHAPES[number % len(SHAPES)])
         index = number % case.pes
