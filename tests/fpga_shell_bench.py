@@ -213,7 +213,7 @@ async def test_refuses(dut):
         (Command.WRITE_MEMORY, memory_request(0, b""), Status.LENGTH),
         (Command.WRITE_MEMORY, memory_request(0, word[:-1]), Status.LENGTH),
         (Command.WRITE_MEMORY, memory_request(0, word + b"\0"), Status.LENGTH),
-        (Command.READ_REGISTER, bytes([16]), Status.ADDRESS),
+        (Command.READ_REGISTER, bytes([len(registers.REGISTERS)]), Status.ADDRESS),
         (Command.READ_REGISTER, bytes([32]), Status.ADDRESS),
         (Command.READ_REGISTER, bytes([36]), Status.ADDRESS),
         (Command.READ_REGISTER, bytes([registers.number("control")]), Status.ADDRESS),
