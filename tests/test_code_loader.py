@@ -100,9 +100,9 @@ def load(config, jobs, rng, latency=1, stalls=(0, 0)):
 @pytest.mark.parametrize("seed", range(2))
 def test_random_runs(config, seed):
     rng = random.Random(seed)
-    runs = load(config, [random_job(config, rng) for _ in range(4)], rng,
+    runs = load(config, [random_job(config, rng) for _ in range(3)], rng,
                 rng.choice((1, 5, 40)), (0.2, 0.2))
-    assert len(runs) > 5, "some jobs must have several runs"
+    assert len(runs) > 3, "some jobs must have several runs"
 
 
 @pytest.mark.parametrize("stalls", [(0, 0.9), (0.9, 0), (0.5, 0.5)])

@@ -216,7 +216,7 @@ def test_random_jobs(config):
     rng = random.Random(config.sparse_rate + config.vector)
     jobs = []
     for number in range(3):
-        jobs.append(random_job(config, rng, jobs[-1] if number == 1 else None, most=48))
+        jobs.append(random_job(config, rng, jobs[-1] if number == 1 else None, most=20))
     play(config, jobs, rng, 1000, latency=rng.choice((1, 5, 40)), stalls=(0.1, 0.1))
 
 
@@ -231,7 +231,7 @@ def test_tiles_of_lanes():
 @pytest.mark.parametrize("stalls", [(0, 0.9), (0.9, 0), (0.5, 0.5)])
 def test_stalls(stalls):
     rng = random.Random(8)
-    jobs = [small_job(rng), small_job(rng, mx=True, outputs=5), small_job(rng, kernel=3, outputs=8)]
+    jobs = [small_job(rng, mx=True, outputs=5), small_job(rng, kernel=3, outputs=8)]
     assert all(job.fits for job in jobs)
     play(SHORT, jobs, rng, 20, latency=20, stalls=stalls)
 
@@ -252,7 +252,7 @@ def drive(config, body, **options):
     simulate(dut, testbench)
 
 
-async def offered(bench, jobs, limit=4000, **step):
+async def offered(bench, jobs, limit=2000, **step):
     """Cycles until the run of the job is offered, or None."""
     (run, weights), *_ = bench.prepare(jobs)
     for cycle in range(limit):
