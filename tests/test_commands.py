@@ -198,9 +198,9 @@ def test_simulate_refuses(command, options, line, small_model_file):
 
 
 def test_simulate_refuses_a_layer_that_does_not_fit(command, small_model_file, tmp_path):
-    (tmp_path / "narrow.toml").write_text('base = "tiny"\nactivation_depth = 8\n')
+    (tmp_path / "narrow.toml").write_text('base = "tiny"\nrecord_depth = 8\n')
     expect_refusal(command("simulate", small_model_file, "--preset", tmp_path / "narrow.toml"),
-                   r".* must be at most 8 for narrow, not \d+: \d+ too many")
+                   r".*: records of \d rows must be at most 4 for narrow, not \d+: \d+ too many")
 
 
 def test_fpga_refuses_an_unknown_board(command, tmp_path):
@@ -238,6 +238,28 @@ def test_simulate_ends_with_the_first_difference(command, small_model_file, tmp_
     assert err == f"sqdm: the RTL differs: {mismatch}\n"
     assert "10 elements compared, 1 different" in out
     assert json.loads((tmp_path / "simulate.json").read_text())["mismatch"] == str(mismatch)
+
+
+@pytest.mark.parametrize(("options", "mode"), [
+    ([], "balanced"), (["--threshold", "0.3"], "threshold")])
+def test_simulate_explains_and_names_its_mode(command, options, mode, small_model_file, tmp_path,
+                                              monkeypatch):
+    seen = []
+
+    def run_layers(calls, config, *, plans, **rest):
+        seen.extend((call, plans[call.name]) for call, _ in calls)
+        return simulate.Report()
+
+    monkeypatch.setattr(demo, "run_layers", run_layers)
+    status, out, err = command("simulate", small_model_file, "--explain", *options,
+                               "--json", tmp_path / "simulate.json")
+    assert status == 0, err
+    assert json.loads((tmp_path / "simulate.json").read_text())["mode"] == mode
+    for call, plan in seen:
+        assert f"{plan.explain(call.name)}\n" in out
+        assert (call.balance is not None) == (mode == "balanced" and plan.shape.labelled)
+        if plan.shape.labelled and mode == "threshold":
+            assert call.threshold == round(0.3 * 65536)
 
 
 def test_demo(small_model_file, tmp_path):
