@@ -33,7 +33,7 @@ BUFFERS = ("codes_depth", "entry_depth", "record_depth", "weight_depth", "sparse
 FIELDS = {"records": "record_depth", "entries": "entry_depth", "words of codes": "codes_depth"}
 COST_LIMIT = 4095   # of a balance cost; larger ones are rounded
 DENSE_COST = Fraction(21, 20)   # of the dense side, measured: it waits more often than it foresees
-CLOSE = 1.04     # plans whose cycles are so close to the best are judged by computing alone
+CLOSE = 1.02     # plans whose cycles are so close to the best are judged by computing alone
 
 
 def _ceil(value, step):
@@ -474,17 +474,24 @@ class Estimate:
             "residual": results if last and shape.residual else 0,
             "descriptors and latency": 256 // config.vector + (1 + runs) * LATENCY,
         }
-        sizes = _weight_rows(shape, config, slots, outputs, self.dense_limit)
+        cycles = max(compute, sum(reads.values()))
+        if loaded and self.crowded(slots, positions, outputs):
+            # Loading stops before the weights until nothing is computed, so the first run waits.
+            first = reads["codes"] / runs
+            cycles = weights + first + LATENCY + max(compute, sum(reads.values()) - weights - first)
+        return compute, reads, cycles
+
+    def crowded(self, slots, positions, outputs):
+        """Whether a job's weights are expected to find no place beside those of the job before."""
         # The sparse side has no weights of words that the dense side takes whole.
-        kept = self.split.get((positions, outputs), 0) * config.vector
-        apart = 0
-        for what, (need, have) in sizes.items():
+        whole = self.split.get((positions, outputs), 0) * self.config.vector
+        for what, (need, have) in _weight_rows(
+                self.shape, self.config, slots, outputs, self.dense_limit).items():
             if what == "words of sparse weights":
-                need = need * (slots - kept) / slots
+                need -= need * whole // slots
             if 2 * need > have:
-                # They find no place beside those in use: nothing is computed meanwhile.
-                apart = weights
-        return compute, reads, max(compute, sum(reads.values()) - apart) + apart
+                return True
+        return False
 
 
 def choices(call, config):
