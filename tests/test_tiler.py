@@ -165,7 +165,7 @@ def test_weights_stay_where_channels_are_one_tile():
 
 def test_the_first_job_is_short():
     """Where another run can be loaded while it is computed, and its weights stay."""
-    found = plan(channels=(64,), outputs=64)
+    found = plan(channels=(64,), outputs=32)
     head, rest = found.jobs[:2]
     assert (head.y, rest.y, rest.y + rest.height) == (0, head.height, 32)
     assert 0 < head.height == found.chosen.head < found.chosen.run_rows[0]
