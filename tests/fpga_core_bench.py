@@ -11,11 +11,11 @@ from cocotb.task import bridge
 from cocotb.triggers import ClockCycles
 
 from fpga.host import Host
-from golden import convolution, detector, layer
+from golden import layer
 from hw import registers
 from hw.config import TINY
 from hw.descriptor import Format
-from sim import lowering, random_layers
+from sim import lowering, random_layers, simulate
 from sim.compare import Comparison, compare_convolve, compare_detector, compare_requantize
 from tests.serial_line import SerialLine
 
@@ -41,7 +41,7 @@ def run_pass(host, pass_, evaluation):
         host.write_memory(first, words.tobytes())
     for number, value in pass_.registers:
         host.write_register(NAMES[number], value)
-    counters = host.run(pass_.descriptor, evaluation=evaluation,
+    counters = host.run(pass_.chain.address, evaluation=evaluation,
                         timeout=8 * pass_.limit * CLOCK_NS * 1e-9)
     answer = {"hung": False, "violations": [], "status": host.read_register("status"), **counters}
     window = pass_.window
@@ -59,19 +59,17 @@ def run_layer(host, call, counts):
         for count in counts:
             host.write_register("detector_count", int(count))
     result = layer.run(call, counts, TINY.vector)
-    lists = detector.permutation(result.labels, result.codes.valid, TINY.vector, natural=shape.mx)
-    work = convolution.work(result.codes, result.labels, shape.kernel, shape.outputs,
-                            TINY.dense_lanes, TINY.sparse_lanes)
+    work, cycles = simulate.known_counters(lowered.plan, result, TINY)
 
     comparison = Comparison(call.name, call.evaluation)
-    compare_requantize(comparison, lowered, result, lists,
+    compare_requantize(comparison, lowered, result,
                        *run_pass(host, lowered.requantize, call.evaluation))
     if labelled:
         host.write_register("detector_entry", call.detector_base)
         kept = [host.read_register("detector_count") for _ in range(shape.slots)]
         stored = call.evaluation % call.interval == 0
         compare_detector(comparison, lowered, result.zero_counts if stored else counts, kept)
-    compare_convolve(comparison, lowered, result, work, None,
+    compare_convolve(comparison, lowered, result, work, cycles,
                      *run_pass(host, lowered.convolve, call.evaluation))
     return comparison
 
@@ -93,7 +91,7 @@ async def test_layers(dut):
         for chosen in LAYERS:
             call, counts = random_layers.random_call(
                 rng, TINY, name=chosen["format"].name, evaluation=2, **chosen)
-            call = dataclasses.replace(call, threshold=THRESHOLD)
+            call = dataclasses.replace(call, threshold=THRESHOLD, balance=None)
             comparison = run_layer(host, call, counts)
             assert not comparison.mismatches, f"seed {seed}: {comparison.mismatches[0]}"
             dut._log.info(f"{call.name}: {comparison.compared.total()} elements compared")
