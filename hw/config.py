@@ -43,8 +43,8 @@ class Config:
     codes_depth: int = 2048           # words of V activation codes in each dense PE
     entry_depth: int = 4096           # entries of M non-zeros in each sparse PE
     record_depth: int = 1024          # records of input pixels in each PE
-    weight_depth: int = 1024          # words of V x K weights in each dense PE
-    sparse_weight_depth: int = 1024   # words of L weights in each of a sparse PE's M copies
+    weight_depth: int = 512           # words of V x K weights in each dense PE
+    sparse_weight_depth: int = 2048   # words of L weights in each of a sparse PE's M copies
     weight_scale_depth: int = 256     # words of weight scales in each PE
     partial_depth: int = 1024         # words of V/4 partial sums kept from tile to tile
     result_depth: int = 32            # words of one sum a scale unit waiting in each PE
@@ -188,17 +188,17 @@ SMALL_DENSE = replace(
     SMALL, name="small-dense", dense_lanes=16, sparse_pes=0)
 """The yardstick for ``small``: the same multipliers, buffers and port, all dense."""
 
-MEDIUM = replace(SMALL, name="medium", sparse_pes=3)
+MEDIUM = replace(SMALL, name="medium", sparse_pes=3, sparse_weight_depth=1024)
 """For an LFE5U-85F: 128 dense and 384 sparse multipliers."""
 
 MEDIUM_DENSE = replace(
-    SMALL, name="medium-dense", dense_pes=2, dense_lanes=16, sparse_pes=0)
+    MEDIUM, name="medium-dense", dense_pes=2, dense_lanes=16, sparse_pes=0)
 """The yardstick for ``medium``: the same multipliers, buffers and port, all dense."""
 
 LARGE = Config(
     name="large", vector=32, dense_pes=1, dense_lanes=32, dense_scale_units=32, sparse_pes=12,
     sparse_lanes=64, sparse_rate=4, sparse_scale_units=32, tile_outputs=256, partial_depth=4096,
-    weight_depth=1024, weight_scale_depth=512, detector_depth=65536, address_width=26)
+    weight_depth=1024, sparse_weight_depth=1024, weight_scale_depth=512, detector_depth=65536, address_width=26)
 """For ASIC and simulation: 1024 dense and 3072 sparse multipliers, vectors of 32."""
 
 PRESETS = {config.name: config for config in (
