@@ -656,7 +656,8 @@ def _candidate(estimate, tile_channels, dense_limit, size, columns):
     _check(shape, config, tiles, outputs, widths, heights, dense_limit)
     share = _share(estimate, outputs, widths)
     compute, cycles, reads = 0.0, 0.0, {}
-    for arguments, count in _classes(shape, outputs, widths, heights, tiles).items():
+    jobs = _classes(shape, outputs, widths, heights, tiles)
+    for arguments, count in jobs.items():
         one, words, together = estimate.job(*arguments, share)
         compute, cycles = compute + count * one, cycles + count * together
         for what, number in words.items():
@@ -666,6 +667,10 @@ def _candidate(estimate, tile_channels, dense_limit, size, columns):
     room, limit = estimate.rows(in_width)
     head, wait = _head(estimate, heights[0], widths[0], min(room, shape.height), outputs[0], share)
     cycles += estimate.weight_load(tiles[0][2], outputs[0]) + wait
+    # So the first job, which has just been counted as one that is loaded beside others, was not.
+    *first, _, last = next(iter(jobs))
+    cycles -= (estimate.job(*first, True, last, share)[2]
+               - estimate.job(*first, False, last, share)[2])
     if len(tiles) > 1:
         limits["slots of a job"] = (
             f"blocks of {BLOCK} that share a scale" if shape.mx else
