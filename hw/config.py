@@ -198,7 +198,7 @@ MEDIUM_DENSE = replace(
 LARGE = Config(
     name="large", vector=32, dense_pes=1, dense_lanes=32, dense_scale_units=32, sparse_pes=12,
     sparse_lanes=64, sparse_rate=4, sparse_scale_units=32, tile_outputs=256, partial_depth=4096,
-    weight_depth=1024, sparse_weight_depth=1024, weight_scale_depth=512, detector_depth=65536, address_width=26)
+    weight_depth=1024, weight_scale_depth=512, detector_depth=65536, address_width=26)
 """For ASIC and simulation: 1024 dense and 3072 sparse multipliers, vectors of 32."""
 
 PRESETS = {config.name: config for config in (
