@@ -1,5 +1,8 @@
-"""The core as a whole where `tests/test_layers.py` does not lead it: passes of every kind in one
-chain, windows of passes that overlap, and chains that end with an error."""
+"""The core as a whole where `tests/test_layers.py` does not lead it.
+
+Passes of every kind in one chain, jobs of unlike layers that overlap, and chains that end with an
+error.
+"""
 
 import dataclasses
 import itertools
@@ -10,7 +13,7 @@ import pytest
 
 from hw import registers
 from hw.config import TINY
-from hw.descriptor import Error, Format, pack
+from hw.descriptor import Error, Format, Kind, pack
 from hw.registers import COUNTERS
 from sim import lowering, random_layers, simulate, verilator
 from sim.simulate import MemoryModel
@@ -149,6 +152,26 @@ def test_all_passes_in_one_chain(simulator, apart, tmp_path, model):
         assert answer["total_cycles"] < sums["total_cycles"] + 60 * len(PASSES)
     for name in ("dense_work", "sparse_work", "saturations", "jobs"):
         assert answer[name] == sums[name]
+
+
+@pytest.mark.parametrize("model", [
+    MemoryModel(), MemoryModel(seed=4, read_latency=9, read_stall=60, write_stall=230)])
+def test_layers_overlap(simulator, apart, tmp_path, model):
+    """The loader is at a layer of another format, with other windows, than the PEs."""
+    kinds = {kind: [(place, fields) for place, fields in CHAIN if fields["kind"] == kind]
+             for kind in Kind}
+    chain = kinds[Kind.REQUANTIZE] + kinds[Kind.CONVOLVE]
+    (answer,), (memory,) = execute(
+        simulator, tmp_path / "run", [(operands() + one_chain(chain), chain[0][0])], model)
+    assert answer["error"] == Error.NONE
+    alone, memories = apart
+    assert_same(results(memory), results(memories[-1]))
+    sums = {name: sum(one[name] for one in alone) for name in (*SUMS, "total_cycles")}
+    for name in ("dense_work", "sparse_work", "saturations", "jobs"):
+        assert answer[name] == sums[name]
+    if model == MemoryModel():
+        assert {name: answer[name] for name in SUMS} == {name: sums[name] for name in SUMS}
+        assert answer["total_cycles"] < 0.95 * sums["total_cycles"]
 
 
 def test_layers_have_what_the_tests_need():
