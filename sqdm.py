@@ -592,6 +592,9 @@ def profile(
         bool, typer.Option(help="Count the codes of an image in exact integers: minutes.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn, or of the image.")] = 0,
+    explain: Annotated[
+        bool, typer.Option(help="Print how and why each layer is divided into jobs.")
+    ] = False,
     json_file: Json = None,
 ):
     """Say where the cycles of a sampling run go, by layer and evaluation, and what zeros save."""
@@ -626,6 +629,9 @@ def profile(
             subjects = profiler.shifted(subjects, zeros)
         source = "trace" if trace else "calibration"
         wanted = parse_evaluations(evaluations, quantized)
+    if explain:
+        for subject in subjects:
+            print(profiler.plan_of(subject, config).explain(subject.name))
     with task("cycles", len(wanted) * len(subjects)) as advance, one_thread():
         if exact:
             source = "codes"

@@ -27,7 +27,7 @@ from sim.cycles import COLUMN, Layer, a4_counts, exact_counts, mx_counts
 from sim.shape import BLOCK, Shape
 
 __all__ = ["ZEROS", "Subject", "all_dense", "exact", "from_model", "from_network",
-           "measure", "profile", "report", "shifted", "table"]
+           "measure", "plan_of", "profile", "report", "shifted", "table"]
 
 ZEROS = 0.65         # of every channel, where nothing is known of a network
 LOW, HIGH = 15 / 16, 0.8   # of non-zero MX8 codes, those with a non-zero low or high nibble
@@ -179,6 +179,12 @@ def shifted(subjects, zeros):
             if subject.labelled else subject for subject in subjects]
 
 
+def plan_of(subject, config):
+    """`sim.tiler.Plan` of a subject, for its mean share of non-zero codes."""
+    density = (round(float(subject.nonzero.mean()), 2),) if subject.labelled else None
+    return tiler.plan(subject.shape, config, density)
+
+
 class Run:
     """A subject on a core: its plan, and the cycles of an evaluation.
 
@@ -192,8 +198,7 @@ class Run:
     def __init__(self, subject, config, threshold=None):
         self.subject, self.config, self.threshold = subject, config, threshold
         shape = subject.shape
-        density = (round(float(subject.nonzero.mean()), 2),) if subject.labelled else None
-        self.plan = tiler.plan(shape, config, density)
+        self.plan = plan_of(subject, config)
         self.layer = Layer(shape.kernel, self.plan.jobs, self.plan.share, config, shape.residual)
         order, _ = slots(list(shape.channels), config.vector)
         if shape.format == Format.IN16:

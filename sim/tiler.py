@@ -94,11 +94,11 @@ class Candidate:
     rows: tuple
     cycles: float
     compute: float
-    reads: dict = dataclasses.field(hash=False)
+    reads: dict = dataclasses.field(compare=False)
     head: int
     jobs: int
     run_rows: tuple
-    limits: dict = dataclasses.field(hash=False)
+    limits: dict = dataclasses.field(compare=False)
 
     @property
     def bound(self):
