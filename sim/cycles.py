@@ -17,6 +17,7 @@ Times are cycles after the strobe that starts the run. The constants are those o
 """
 
 import dataclasses
+import functools
 
 import numba
 import numpy as np
@@ -148,28 +149,34 @@ def unit_costs(counts, work, kernel, steps, found):
             found[PRODUCTS, row, column] = products
 
 
+@functools.lru_cache(1024)
+def dense_map(words, positions, planes, height, width, kernel, steps):
+    """`unit_costs` where all input pixels have as many words."""
+    found = np.empty((len(MAP), height, width), dtype=np.int32)
+    unit_costs(np.full((planes, height, width), words, dtype=np.int32),
+               np.full((height, width), positions, dtype=np.int32), kernel, steps, found)
+    return found
+
+
 def count_maps(counts, kernel, config):
     """What units take, (2 sides, len(MAP), 2, H, W) int32, for a channel tile's `Counts`.
 
     A split that no pixel has is left out, and a side that the core has no PEs of.
     """
-    shape = counts.entries.shape[1:]
-    found = np.zeros((2, len(MAP), 2, *shape), dtype=np.int32)
-    for side, (pes, steps) in enumerate(((config.dense_pes, config.dense_steps),
-                                         (config.sparse_pes, config.sparse_steps))):
-        if not pes:
-            continue
-        given, work = counts.entries, counts.nonzeros
-        if side == 0:
-            given, work = (np.stack([np.full(shape, value, dtype=np.int32) for value in values])
-                           for values in (counts.words, counts.positions))
-        if counts.mx:
+    height, width = counts.feed.shape
+    found = np.zeros((2, len(MAP), 2, height, width), dtype=np.int32)
+    planes = 1 + counts.mx
+    for split in range(2 if counts.cut else 1):
+        if config.dense_pes:
             # A nibble meets both planes of the weights.
-            unit_costs(given, 2 * work.sum(0, dtype=np.int32), kernel, steps, found[side, :, 0])
-            found[side, :, 1] = found[side, :, 0]
-            continue
-        for split in range(2 if counts.cut else 1):
-            unit_costs(given[split:split + 1], work[split], kernel, steps, found[side, :, split])
+            found[0, :, split] = dense_map(
+                counts.words[split], counts.positions[split] * planes ** 2, planes, height, width,
+                kernel, config.dense_steps)
+        if config.sparse_pes:
+            entries, work = counts.entries[split:split + 1], counts.nonzeros[split]
+            if counts.mx:
+                entries, work = counts.entries, 2 * counts.nonzeros.sum(0, dtype=np.int32)
+            unit_costs(entries, work, kernel, config.sparse_steps, found[1, :, split])
     return found
 
 
