@@ -77,10 +77,11 @@ def thresholds_for(model, config, fraction=None):
         dense_lanes=config.dense_lanes, sparse_lanes=config.sparse_lanes, vector=config.vector)
 
 
-def plans(model, config, layers=None):
+def plans(model, config, layers=None, objective="total"):
     """`sim.tiler.Plan` of each layer in `layers` (names; by default all), by name.
 
-    The density of non-zeros is that of the calibration, in whole percent.
+    The density of non-zeros is that of the calibration, in whole percent; `objective` is the
+    tiler's.
 
     Raises
     ------
@@ -98,7 +99,8 @@ def plans(model, config, layers=None):
         if item.sparse_capable:
             zeros = float(item.zeros.double().mean()) / (item.height * item.width)
             density = (round(1 - zeros, 2),)
-        found[name] = lowering.check_shape(name, shape, config, density=density)
+        found[name] = lowering.check_shape(name, shape, config, density=density,
+                                           objective=objective)
     return found
 
 

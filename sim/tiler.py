@@ -28,6 +28,7 @@ LATENCY = 30     # cycles of a load besides its words
 NARROW = 8       # columns of a tile, if wider ones fit at all
 DENSITY = {      # of non-zero codes; of MX8 and IN16, non-zero low and high nibbles
     Format.A4U: (0.5,), Format.A4S: (0.7,), Format.MX8: (0.55, 0.45), Format.IN16: (0.95, 0.95)}
+OBJECTIVES = ("total", "compute")
 BUFFERS = ("codes_depth", "entry_depth", "record_depth", "weight_depth", "sparse_weight_depth",
            "weight_scale_depth", "partial_depth", "tile_channels", "tile_outputs")
 FIELDS = {"records": "record_depth", "entries": "entry_depth", "words of codes": "codes_depth"}
@@ -483,12 +484,16 @@ class Estimate:
 
     def crowded(self, slots, positions, outputs):
         """Whether a job's weights are expected to find no place beside those of the job before."""
-        # The sparse side has no weights of words that the dense side takes whole.
-        whole = self.split.get((positions, outputs), 0) * self.config.vector
+        config, limit = self.config, self.dense_limit
+        # The sparse side has no weights of words that the dense side takes whole, the dense side
+        # has those and the one that both share.
+        whole = self.split.get((positions, outputs), 0)
+        if config.sparse_pes and not self.shape.mx:
+            limit = min(limit, whole + 1)
         for what, (need, have) in _weight_rows(
-                self.shape, self.config, slots, outputs, self.dense_limit).items():
+                self.shape, config, slots, outputs, limit).items():
             if what == "words of sparse weights":
-                need -= need * whole // slots
+                need -= need * whole * config.vector // slots
             if 2 * need > have:
                 return True
         return False
@@ -519,7 +524,7 @@ def adjusted(call, plan, *, balanced=True):
 
 
 @functools.lru_cache(4096)
-def plan(shape, config, density=None, tile_channels=None, dense_limit=None):
+def plan(shape, config, density=None, tile_channels=None, dense_limit=None, objective="total"):
     """The best way to run a layer on a core.
 
     Parameters
@@ -531,6 +536,8 @@ def plan(shape, config, density=None, tile_channels=None, dense_limit=None):
         IN16, two numbers); by default that of usual networks.
     tile_channels, dense_limit : int
         Where they are given and not the tiler's choice.
+    objective : str
+        What is to be small: "total" cycles, or those of "compute" alone.
 
     Returns
     -------
@@ -541,6 +548,8 @@ def plan(shape, config, density=None, tile_channels=None, dense_limit=None):
     FitError
         If no division fits the core; the text has the rule that even the smallest tiles break.
     """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be {' or '.join(OBJECTIVES)}, not {objective!r}")
     if density is None:
         density = DENSITY[shape.format]
     if shape.kernel not in (1, 3):
@@ -566,7 +575,9 @@ def plan(shape, config, density=None, tile_channels=None, dense_limit=None):
             break
     if not candidates:
         raise refusals[0]   # of the smallest tiles
-    limit = CLOSE * min(candidate.cycles for candidate in candidates)
+    limit = math.inf
+    if objective == "total":
+        limit = CLOSE * min(candidate.cycles for candidate in candidates)
     best = min((candidate for candidate in candidates if candidate.cycles <= limit),
                key=lambda candidate: (candidate.compute, candidate.cycles))
     return Plan(shape=shape, config=config, density=density, chosen=best,

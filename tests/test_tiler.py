@@ -213,6 +213,18 @@ def test_balance_follows_the_outputs():
     assert ratio(16) == ratio(32) / 2
 
 
+def test_the_objective_may_be_computing_alone():
+    """Then tiles of channels are as large as weights allow, whatever their loading costs."""
+    shape = plan().shape
+    total, compute = (tiler.plan(shape, MEDIUM, objective=name) for name in ("total", "compute"))
+    assert compute.chosen.compute < total.chosen.compute
+    assert compute.chosen.cycles > total.chosen.cycles
+    assert compute.tile_channels > total.tile_channels
+    assert compute.chosen.compute == min(other.compute for other in compute.candidates)
+    with pytest.raises(ValueError, match="^objective must be total or compute, not 'area'$"):
+        tiler.plan(shape, MEDIUM, objective="area")
+
+
 def test_more_buffers_never_cost():
     for format, config in itertools.product((Format.A4U, Format.MX8), (SMALL, MEDIUM)):
         found = plan(format, config)
