@@ -10,7 +10,6 @@ in it.
 """
 
 import argparse
-import json
 import math
 import sys
 
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from golden import detector, quantize, trace
-from golden.checkpoint import replace_file
+from golden.checkpoint import write_json
 from golden.quantized_network import evaluate
 from golden.requantizer import Format, slots, spread
 from hw import config as presets
@@ -247,8 +246,7 @@ def main(arguments=None):
         if options.json:
             result = {"model": options.model, "preset": config.name, "evaluations": wanted,
                       "layers": rows}
-            replace_file(options.json, lambda temporary: temporary.write_text(
-                json.dumps(result, indent=2) + "\n"))
+            write_json(options.json, result)
     except (ValueError, OSError) as error:
         print(f"estimate: {error}", file=sys.stderr)
         return 2
