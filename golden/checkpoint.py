@@ -54,6 +54,16 @@ def replace_file(path, write):
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path, text):
+    """Write `text` in UTF-8, atomically."""
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON with a final newline, atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 def check_finite(path, name, value):
     if value.is_floating_point() and not torch.isfinite(value).all():
         raise ModelError(f"{path}: tensor {name} must be finite, not NaN or infinite")

@@ -9,14 +9,13 @@ layer computes the same function bit for bit, in any order.
 """
 
 import argparse
-import json
 import sys
 
 import numpy as np
 import rich.progress
 import torch
 
-from golden.checkpoint import replace_file
+from golden.checkpoint import write_json
 from golden.fake import FakeQuantized, calibrate, levels, one_hot, sqnr
 from golden.load import load
 from golden.policy import POLICIES, Policy, formats, paper
@@ -203,8 +202,7 @@ def main(arguments=None):
         if options.json:
             result = {"model": options.model, "record": record, "images": options.images,
                       "rows": table}
-            replace_file(options.json, lambda temporary: temporary.write_text(
-                json.dumps(result, indent=2) + "\n"))
+            write_json(options.json, result)
     except (ValueError, OSError) as error:
         print(f"order: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ import torch
 from rich.table import Table
 
 from golden import data, features, pictures, quantize
-from golden.checkpoint import replace_file
+from golden.checkpoint import replace_file, write_text
 from golden.fake import one_hot
 from golden.load import load as load_model
 from golden.network import layer_shapes
@@ -776,6 +776,5 @@ def assess(source, reference=None, *, policies=(), reference_policies=(), folder
         "training_images": {"samples": count, "frechet": floor.as_list()},
     }
     text = markdown(report)
-    replace_file(pathlib.Path(out) / "quality.md",
-                 lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(pathlib.Path(out) / "quality.md", text)
     return report

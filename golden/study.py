@@ -7,7 +7,6 @@ and policies.
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 
@@ -15,7 +14,7 @@ import rich.progress
 import torch
 
 from golden import data, policy, sensitivity
-from golden.checkpoint import replace_file
+from golden.checkpoint import write_json
 from golden.fake import FakeQuantized, calibrate, sqnr
 from golden.load import load
 from golden.network import layer_shapes
@@ -278,8 +277,7 @@ def main(arguments=None):
                 result["decision"] = decide(table)
                 print(f"\n{result['decision']}")
         if options.json:
-            replace_file(options.json, lambda temporary: temporary.write_text(
-                json.dumps(result, indent=2) + "\n"))
+            write_json(options.json, result)
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2

@@ -5,14 +5,13 @@ models that `sqdm train` made and prints the table of ``docs/training.md``.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
 import rich.progress
 
 from golden import data, pictures, quality, quantize
-from golden.checkpoint import replace_file
+from golden.checkpoint import write_json
 from golden.load import load
 from golden.sampler import STEPS
 
@@ -106,8 +105,7 @@ def main(arguments=None):
         if options.json:
             result = {"baseline": options.baseline, "record": record, "images": len(pixels),
                       "points": points}
-            replace_file(options.json, lambda temporary: temporary.write_text(
-                json.dumps(result, indent=2) + "\n"))
+            write_json(options.json, result)
         if options.picture:
             pictures.tradeoff(options.picture, points, LIMIT)
     except (ValueError, OSError) as error:

@@ -2,13 +2,12 @@
 
 import collections
 import itertools
-import json
 import time
 
 from rich.table import Table
 
 from golden import pictures, quality, quantize, trace
-from golden.checkpoint import replace_file
+from golden.checkpoint import write_json, write_text
 from golden.sampler import Sampler, draw_noise, evaluations
 from hw import config as presets
 from hw import verilog
@@ -164,8 +163,8 @@ def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
     names = select_layers(layers, model)
     with task(f"Verilog of {config.name}"):
         text, description = verilog.generate(config)
-    write(out / f"{verilog.MODULE}.v", text)
-    write(out / f"{verilog.MODULE}.json", json.dumps(description, indent=2) + "\n")
+    write_text(out / f"{verilog.MODULE}.v", text)
+    write_json(out / f"{verilog.MODULE}.json", description)
 
     samples, _ = draw_samples(model, source, out / "samples.png", images, seed)
     with simulate.one_thread():
@@ -202,10 +201,5 @@ def demo(source, out, *, preset="small", yardstick="small-dense", images=IMAGES,
         "seconds": round(time.monotonic() - began, 1),
         "simulations": {name: report.as_dict() for name, report in reports.items()},
     }
-    write(out / "report.json", json.dumps(results, indent=2) + "\n")
+    write_json(out / "report.json", results)
     return results, reports
-
-
-def write(path, text):
-    """Write a text, whole or not at all."""
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
