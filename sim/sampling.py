@@ -95,10 +95,8 @@ def plans(model, config, layers=None, objective="total"):
             format=Format(int(item.format)), kernel=item.kernel, height=item.height,
             width=item.width, channels=tuple(item.segments), outputs=len(item.weight_codes),
             vector=config.vector, residual=item.residual_exponent is not None)
-        density = None
-        if item.sparse_capable:
-            zeros = float(item.zeros.double().mean()) / (item.height * item.width)
-            density = (round(1 - zeros, 2),)
+        zeros = float(item.zeros.double().mean()) / (item.height * item.width)
+        density = tiler.density(shape, 1 - zeros)
         found[name] = lowering.check_shape(name, shape, config, density=density,
                                            objective=objective)
     return found

@@ -21,13 +21,14 @@ from hw.config import ConfigError
 from hw.descriptor import Error, Format
 from sim.shape import BLOCK, FitError, Shape
 
-__all__ = ["Job", "Plan", "plan", "plan_for", "choices", "adjusted", "job_demands", "refuse"]
+__all__ = ["Job", "Plan", "plan", "plan_for", "density", "choices", "adjusted", "job_demands", "refuse"]
 
 SETUP = 40       # cycles of a run besides its products: from its start to the first, and at its end
 LATENCY = 30     # cycles of a load besides its words
 NARROW = 8       # columns of a tile, if wider ones fit at all
 DENSITY = {      # of non-zero codes; of MX8 and IN16, non-zero low and high nibbles
     Format.A4U: (0.5,), Format.A4S: (0.7,), Format.MX8: (0.55, 0.45), Format.IN16: (0.95, 0.95)}
+FILLED = (15 / 16, 0.8)   # of non-zero MX8 codes, those with a non-zero low or high nibble
 OBJECTIVES = ("total", "compute")
 BUFFERS = ("codes_depth", "entry_depth", "record_depth", "weight_depth", "sparse_weight_depth",
            "weight_scale_depth", "partial_depth", "tile_channels", "tile_outputs")
@@ -497,6 +498,14 @@ class Estimate:
             if 2 * need > have:
                 return True
         return False
+
+
+def density(shape, nonzero):
+    """What `plan` takes as density, from the share of non-zero codes; in whole percent."""
+    if shape.format == Format.IN16:
+        return None
+    shares = [nonzero] if shape.labelled else [nonzero * share for share in FILLED]
+    return tuple(round(share, 2) for share in shares)
 
 
 def choices(call, config):

@@ -258,6 +258,13 @@ def test_given_tiles_are_kept():
         tiler.plan(shape, MEDIUM, tile_channels=160)
 
 
+def test_density():
+    shape = plan().shape
+    assert tiler.density(shape, 0.347) == (0.35,)
+    assert tiler.density(dataclasses.replace(shape, format=Format.MX8), 0.5) == (0.47, 0.4)
+    assert tiler.density(dataclasses.replace(shape, format=Format.IN16), 0.5) is None
+
+
 @pytest.mark.parametrize(("density", "taken", "left"), [
     (0.5, 0, 0.5), (0.5, 1, 0), (0.5, 0.5, 0.125), (1, 0.25, 0.75), (0.75, 0, 0.75)])
 def test_nonzeros_left(density, taken, left):
