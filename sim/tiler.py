@@ -21,7 +21,8 @@ from hw.config import ConfigError
 from hw.descriptor import Error, Format
 from sim.shape import BLOCK, FitError, Shape
 
-__all__ = ["Job", "Plan", "plan", "plan_for", "density", "choices", "adjusted", "job_demands", "refuse"]
+__all__ = ["Job", "Plan", "plan", "plan_for", "density", "choices", "adjusted", "job_demands",
+           "refuse"]
 
 SETUP = 40       # cycles of a run besides its products: from its start to the first, and at its end
 LATENCY = 30     # cycles of a load besides its words
