@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from golden import a4, mxint8, w4
 from golden.granularity import largest_scale
-from golden.policy import FORMATS, takes_means
+from golden.policy import FORMATS, scattered, takes_means
 from golden.sampler import STEPS, Sampler, draw_noise, evaluations, sample
+from golden.scatter import plane_bias, plane_weights
 
 __all__ = ["HEADROOM", "Calibration", "calibrate", "FakeQuantized", "executing", "one_hot",
            "levels", "round_weight", "round_activation", "layer_sqnr", "sqnr"]
@@ -75,7 +76,7 @@ class Calibration:
         means where they are taken out
     extremes : dict by place of largest magnitudes: "sum" (before bias), "output", "residual",
         "constant" (all that is constant over the image, with the gain), "segment0", "segment1",
-        "input"
+        "input"; "sum" and "output" of a scattered layer are those of its planes
     sources : names of the layers that made its segments and its residual, None where the host did
     gains : of the layers
     embeddings : (E, Cout), of the layers that add one
@@ -98,8 +99,9 @@ class Calibration:
 class Observer:
     """An executor that runs the float network and keeps what `Calibration` lists."""
 
-    def __init__(self, count, formats, policy):
+    def __init__(self, count, formats, policy, scattered=()):
         self.count, self.formats, self.policy = count, formats, policy
+        self.scattered = scattered
         self.amax, self.extremes, self.sources, self.gains = {}, {}, {}, {}
         self.embeddings, self.modulations, self.errors = {}, {}, {}
         self.alive, self.evaluation = [], 0
@@ -125,6 +127,9 @@ class Observer:
         out = total + bias
         out = (out if residual is None else out + residual) * gain
         seen = {"sum": total, "output": out, "constant": bias * gain}
+        if name in self.scattered:
+            seen["sum"] = functional.conv2d(x, plane_weights(layer.weight))
+            seen["output"] = (seen["sum"] + plane_bias(layer.bias)[:, None, None]) * gain
         seen |= {f"segment{n}": segment for n, segment in enumerate(segments)}
         if residual is not None:
             seen["residual"] = residual
@@ -176,7 +181,7 @@ def calibrate(model, formats, policy, *, images, seed=0, steps=STEPS, label=None
     order = evaluations(steps, sampler)
     kept = {min(order, key=lambda item, level=level: abs(math.log(item.sigma / level))).index
             for level in TYPICAL}
-    observer, states = Observer(len(order), formats, policy), []
+    observer, states = Observer(len(order), formats, policy, scattered(model.unet)), []
 
     def begin(evaluation, x):
         observer.begin(evaluation.index)

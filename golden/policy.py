@@ -10,6 +10,7 @@ import fnmatch
 
 from golden import granularity, mxint8
 from golden.network import block_of
+from golden.scatter import PLANES
 
 __all__ = ["FORMATS", "POLICIES", "Policy", "centred", "takes_means", "hosted", "get", "formats",
            "paper", "choose", "bits_of", "cost_of", "cost", "macs_share", "scale_operations",
@@ -146,6 +147,16 @@ def takes_means(layer, format):
 def hosted(layer):
     """Whether the host applies GroupNorm, activation and filter, in place of the requantizer."""
     return layer.resample is not None or layer.activation not in (None, "relu")
+
+
+def scattered(unet):
+    """Names of the layers that run as the 1x1 layers of `golden.scatter`.
+
+    They are 3x3 layers with few outputs whose result is the network's, with nothing added.
+    """
+    last = unet.last
+    return {last.name} if (unet.architecture.decoder == "standard" and last.kernel == 3
+                           and 9 * last.cout <= PLANES) else set()
 
 
 def formats(unet, policy, wide=()):

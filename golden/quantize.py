@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from golden import a4, detector, epilogue, mxint8, sensitivity, w4
+from golden import a4, detector, e4m3, epilogue, mxint8, sensitivity, w4
 from golden import policy as policies
 from golden.checkpoint import QUANTIZED, ModelError, load_model, read_file, save_model
 from golden.fake import (
@@ -19,9 +19,10 @@ from golden.load import resolve, shipped
 from golden.network import build, layer_shapes, macs
 from golden.policy import hosted
 from golden.quantized_network import (
-    RESIZED_GAIN, Y_UNIT, QuantizedLayer, QuantizedModel, exponent_below)
+    RESIZED_GAIN, Y_UNIT, QuantizedLayer, QuantizedModel, decode_weights, exponent_below)
 from golden.requantizer import Format
 from golden.sampler import STEPS, Sampler, draw_noise, sample
+from golden.scatter import plane_bias, plane_scales, plane_weights
 
 __all__ = ["formats", "rule", "quantize", "quantize_model", "summary", "save", "load",
            "load_executable", "resolve", "shipped", "balance", "fixed", "zero_counts",
@@ -188,50 +189,64 @@ def executable(model, chosen, named, calibration, record, steps, label=None):
             exponent = max(exponent, residual - 2)
         exponents[name] = exponent
 
-        codes, scales, weight_unit, sum_unit = encode_weights(format, layer.weight, unit)
-        target = 2.0 ** exponent / (1 << epilogue.FRACTION)
-        align = 31 - exponent_below((1 << 31) - 1,
-                                    amax["sum"] * SUM_HEADROOM / sum_unit / (1 << 31), 31)
-        ratio = gain * sum_unit / target * 2.0 ** align
-        shift = exponent_below(32767, ratio, 31)
+        executed = executed_shape(unet, layer, shape, format)
+        codes, scales, weight_unit = encode_weights(format, layer.weight)
         bias = layer.bias.double()[None]
         if name in calibration.embeddings:
             bias = bias + calibration.embeddings[name].double()
-        bias = bias * gain / target
+        if executed["scattered"]:
+            codes, scales, bias = plane_weights(codes), plane_scales(scales), plane_bias(bias)
         made[name] = QuantizedLayer(
-            name=name, format=format, **executed_shape(layer, shape, format), tensor_scale=unit,
-            segment_exponents=inputs, prologue_exponent=prologue, residual_exponent=residual,
-            exponent=exponent, weight_codes=codes.to(torch.int8),
-            weight_scales=scales.to(torch.uint8), weight_unit=weight_unit, align_shift=align,
-            scale_shift=shift,
+            name=name, format=format, **executed, tensor_scale=unit, segment_exponents=inputs,
+            prologue_exponent=prologue, residual_exponent=residual, exponent=exponent,
+            weight_codes=codes.to(torch.int8), weight_scales=scales.to(torch.uint8),
+            weight_unit=weight_unit,
             residual_multiplier=(0 if residual is None else
                                  round(gain * 2.0 ** (residual - exponent + 14))),
-            multiplier=torch.full((layer.cout,), min(round(ratio * 2.0 ** shift), 32767),
-                                  dtype=torch.int16),
-            bias=bias.round().clamp(-1 << 31, (1 << 31) - 1).to(torch.int32),
+            **results(bias * gain, gain * sum_unit(format, unit, weight_unit), exponent,
+                      gain * amax["sum"] * SUM_HEADROOM),
             threshold=detector.NEVER,
             zeros=torch.zeros(count, layer.cin, dtype=torch.int32),
             modulation=calibration.modulations.get(name))
     return QuantizedModel(model, made, record, steps, chosen, label)
 
 
-def executed_shape(layer, shape, format):
+def executed_shape(unet, layer, shape, format):
     """Fields of the QuantizedLayer of `layer`, whose LayerShape in the network is `shape`."""
     gathered = format == Format.IN16 and layer.kernel == 3
-    return {"gathered": gathered, "height": shape.height, "width": shape.width,
+    scattered = layer.name in policies.scattered(unet)
+    return {"gathered": gathered, "scattered": scattered,
+            "height": shape.height, "width": shape.width,
             "segments": (9 * layer.cin,) if gathered else shape.segments,
-            "kernel": 1 if gathered else layer.kernel}
+            "kernel": 1 if gathered or scattered else layer.kernel}
 
 
-def encode_weights(format, weight, unit):
-    """Codes, scales and unit of `weight`, and the unit of sums with activations of sA `unit`."""
+def encode_weights(format, weight):
+    """Codes, scales and unit of `weight`."""
     if format == Format.IN16:
         weight = gather_weights(weight)
-    if format.mx:
-        codes, scales, weight_unit = mxint8.quantize_weights(weight)
-        return codes, scales, weight_unit, 2.0 ** -9 * unit * weight_unit
-    codes, scales, weight_unit = w4.quantize(weight)
-    return codes, scales, weight_unit, 2.0 ** -18 * unit * weight_unit
+    return mxint8.quantize_weights(weight) if format.mx else w4.quantize(weight)
+
+
+def sum_unit(format, tensor_scale, weight_unit):
+    """The unit of a convolution's sums."""
+    return 2.0 ** (-9 if format.mx else -18) * tensor_scale * weight_unit
+
+
+def results(bias, unit, exponent, amax):
+    """Fields of the QuantizedLayer for results in units of 2^`exponent`.
+
+    `bias` (evaluations or 1, Cout), the `unit` of the sums and their magnitudes up to `amax`, for
+    which 32 bits are enough after the alignment, are with the gain.
+    """
+    target = 2.0 ** exponent / (1 << epilogue.FRACTION)
+    align = 31 - exponent_below((1 << 31) - 1, amax / unit / (1 << 31), 31)
+    ratio = unit / target * 2.0 ** align
+    shift = exponent_below(32767, ratio, 31)
+    return {"align_shift": align, "scale_shift": shift,
+            "multiplier": torch.full(bias.shape[1:], min(round(ratio * 2.0 ** shift), 32767),
+                                     dtype=torch.int16),
+            "bias": (bias / target).round().clamp(-1 << 31, (1 << 31) - 1).to(torch.int32)}
 
 
 # Labels.
@@ -532,18 +547,19 @@ def decode_integers(model, head, chosen, origin, need, take):
             for field in ("tensor_scale", "weight_unit"):
                 need(math.frexp(table[field])[0] == 0.5,
                      f"{field} of {name} must be a power of two, not {table[field]!r}")
-        executed = executed_shape(layer, shape, format)
-        # Before version 3, input layers had an exponent for each tap.
-        old = executed["gathered"] and head["version"] < 3
-        cin, kernel = ((layer.cin, layer.kernel) if old else
-                       (sum(executed["segments"]), executed["kernel"]))
+        executed = executed_shape(model.unet, layer, shape, format)
+        # Before version 3 all layers were those of the network: neither gathered nor scattered.
+        old = head["version"] < 3 and (executed["gathered"] or executed["scattered"])
+        cin, cout, kernel = ((layer.cin, layer.cout, layer.kernel) if old else
+                             (sum(executed["segments"]),
+                              layer.cout * (9 if executed["scattered"] else 1), executed["kernel"]))
         groups = -(-cin // mxint8.BLOCK) if format.mx else 1
         expected = {
-            "weight_codes": ((layer.cout, cin, kernel, kernel),
+            "weight_codes": ((cout, cin, kernel, kernel),
                              *((-127, 127) if format.mx else (-7, 7))),
-            "weight_scales": ((layer.cout, kernel ** 2, groups), 0, 15 if format.mx else 126),
-            "multiplier": ((layer.cout,), 0, 32767),
-            "bias": ((count if name in embedded else 1, layer.cout),),
+            "weight_scales": ((cout, kernel ** 2, groups), 0, 15 if format.mx else 126),
+            "multiplier": ((cout,), 0, 32767),
+            "bias": ((count if name in embedded else 1, cout),),
             "zeros": ((count, layer.cin), 0, shape.height * shape.width),
         }
         if name in modulated:
@@ -553,14 +569,38 @@ def decode_integers(model, head, chosen, origin, need, take):
                   for field, limits in expected.items()}
         fields = {field: table[field] for field in SCALARS}
         fields["segment_exponents"] = tuple(fields["segment_exponents"])
-        if old:
-            codes, scales, unit, _ = encode_weights(format, layer.weight, fields["tensor_scale"])
+        fields |= values
+        if old and executed["gathered"]:
+            codes, scales, unit = encode_weights(format, layer.weight)
             need(unit == fields["weight_unit"], f"weight_unit of {name} must be that of its "
                  f"float weights, {unit!r}, not {fields['weight_unit']!r}")
-            values |= {"weight_codes": codes.to(torch.int8),
+            fields |= {"weight_codes": codes.to(torch.int8),
                        "weight_scales": scales.to(torch.uint8)}
-        layers[name] = QuantizedLayer(name=name, format=format, **executed, **fields, **values)
+        elif old:
+            fields |= planes(format, fields, need, name)
+        layers[name] = QuantizedLayer(name=name, format=format, **executed, **fields)
     return QuantizedModel(model, layers, origin, head["steps"], chosen, head["label"])
+
+
+def planes(format, fields, need, name):
+    """Fields of a scattered layer, in place of those that it has as a 3x3 layer, without gain.
+
+    There is no calibration of its planes: their exponent is one that none of them can exceed,
+    whatever the input.
+    """
+    scale, weight_unit = fields["tensor_scale"], fields["weight_unit"]
+    codes = plane_weights(fields["weight_codes"])
+    scales = plane_scales(fields["weight_scales"])
+    bias = plane_bias(fields["bias"].double() * 2.0 ** (fields["exponent"] - epilogue.FRACTION))
+    # Of an input with all codes and scales at their ends.
+    largest = (2.0 ** -9 * mxint8.LARGEST * 2 ** (mxint8.WINDOW - 1) if format.mx else
+               a4.largest(format == Format.A4S) * e4m3.LARGEST) * scale
+    weight = decode_weights(format, codes, scales, weight_unit)
+    amax = weight.double().abs().sum((1, 2, 3)).max().item() * largest
+    need(amax < 2.0 ** 100, f"scales of {name} must leave its results below 2^100, not {amax!r}")
+    exponent = epilogue.result_exponent(amax + bias.abs().max().item())
+    return {"weight_codes": codes, "weight_scales": scales, "exponent": exponent,
+            **results(bias, sum_unit(format, scale, weight_unit), exponent, amax)}
 
 
 def inputs_of(architecture):

@@ -17,6 +17,7 @@ from golden.layer import Convolution, LayerCall, Requantization
 from golden.policy import POLICIES, centred
 from golden.requantizer import Format, slots, spread
 from golden.sampler import Sampler, sample
+from golden.scatter import add_planes, plane_bias
 
 __all__ = ["QuantizedLayer", "QuantizedModel", "Evaluated", "centred", "executing", "to_integers",
            "prepare", "layer_calls", "evaluate", "trajectory"]
@@ -36,6 +37,8 @@ class QuantizedLayer:
     format : Format of its input
     gathered : whether the host gathers the input, see `golden.gather`: a 3x3 layer of IN16 in the
         network, here a 1x1 layer with 9 times as many channels
+    scattered : whether the host adds up nine planes of each output, see `golden.scatter`: a 3x3
+        layer in the network, here a 1x1 layer with 9 times as many outputs
     segments : channels of each input segment
     height, width : of the convolution's input and output
     kernel : 1 or 3
@@ -44,7 +47,7 @@ class QuantizedLayer:
     prologue_exponent : of the 16-bit tensor that the host makes by GroupNorm, activation and
         filter; None where the requantizer applies GroupNorm and ReLU
     residual_exponent : of the 16-bit residual, or None
-    exponent : of the 16-bit output
+    exponent : of the 16-bit output; of a scattered layer, of all its planes
     weight_codes : (Cout, Cin, k, k) int8
     weight_scales : (Cout, k * k, groups) uint8; a group is all channels (A4) or 32 (MX8, IN16)
     weight_unit : sW, or the power of two uW
@@ -60,6 +63,7 @@ class QuantizedLayer:
     name: str
     format: Format
     gathered: bool
+    scattered: bool
     segments: tuple
     height: int
     width: int
@@ -101,6 +105,14 @@ class QuantizedLayer:
     def spread(self, x, vector, dim=0):
         """`x` with its dimension `dim` of input channels moved to slots; other slots hold 0."""
         return spread(x, self.segments, vector, dim, self.format.mx)
+
+    def network_output(self, output):
+        """Output (1, Cout, H, W) of the layer in the network, float32 and exact.
+
+        `output` (Cout, H, W) are the 16-bit results of the layer as executed.
+        """
+        output = add_planes(output) if self.scattered else output
+        return output[None].float() * 2.0 ** self.exponent
 
     def requantization(self, x, gain, centre, level, relu, vector):
         """Requantization of the 16-bit integers `x`, as (x - centre) gain + level.
@@ -273,14 +285,16 @@ class QuantizedModel:
         if layer.name not in self.weights:
             self.weights[layer.name] = item.weight().to(x.device)
         out = functional.conv2d(gather(x) if item.gathered else x, self.weights[layer.name],
-                                layer.bias, padding=item.kernel // 2)
+                                plane_bias(layer.bias) if item.scattered else layer.bias,
+                                padding=item.kernel // 2)
         if mean is not None:
             out = out + functional.conv2d(mean, layer.weight)
         if embedding is not None:
             out = out + embedding[:, :, None, None]
         if residual is not None:
             out = out + epilogue.fake_quantize(residual, item.residual_exponent)
-        return epilogue.fake_quantize(out * gain, item.exponent)
+        out = epilogue.fake_quantize(out * gain, item.exponent)
+        return add_planes(out) if item.scattered else out
 
     @staticmethod
     def quantize_input(item, layer, segments, modulation=None):
@@ -369,7 +383,7 @@ def evaluate(model, x, evaluation, detector=None, *, vector=VECTOR, interval=1, 
         results.append(result)
         if on_layer is not None:
             on_layer(call, result)
-        return result.output[None].float() * 2.0 ** item.exponent
+        return item.network_output(result.output)
 
     with executing(model.float_model.unet, run):
         denoised = model.float_model(x, schedule[evaluation].sigma,

@@ -62,6 +62,20 @@ def gather(image):
              for row in range(height)] for ky in range(3) for kx in range(3) for plane in image]
 
 
+def add_planes(planes):
+    """Images (C, H, W): each pixel of `planes` (9 C, H, W) added where its tap reads it from."""
+    count, height, width = len(planes) // 9, len(planes[0]), len(planes[0][0])
+    out = [[[0] * width for _ in range(height)] for _ in range(count)]
+    for number, plane in enumerate(planes):
+        tap, k = divmod(number, count)
+        for row, line in enumerate(plane):
+            for column, value in enumerate(line):
+                y, x = row - (tap // 3 - 1), column - (tap % 3 - 1)
+                if 0 <= y < height and 0 <= x < width:
+                    out[k][y][x] += value
+    return out
+
+
 def requantize(segments, gain, offset, shift, relu, format, vector):
     """Dictionary with codes, scales, zero_counts, saturations and valid."""
     order = slot_list([len(segment) for segment in segments], vector, format)

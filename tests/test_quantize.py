@@ -1,6 +1,7 @@
 """The quantized model: policy, agreement of its two executions, labels, files and their damage."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -8,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from golden import checkpoint, detector, layer, mxint8, quantize
+from golden import checkpoint, convolution, detector, layer, mxint8, quantize
 from golden.checkpoint import ModelError
 from golden.fake import one_hot
 from golden.gather import gather, scatter_weights
@@ -19,6 +20,7 @@ from golden.quantized_network import (
 from golden.recipes import mnist32
 from golden.requantizer import Format, slots
 from golden.sampler import draw_noise, evaluations, sample
+from golden.scatter import add_planes
 from tests import networks
 
 # Both resampling directions, concatenated skips that end inside a word, and attention.
@@ -110,14 +112,14 @@ def test_executions_agree_layer_by_layer(model, vector):
         call = layer.LayerCall(
             item.name, 0, *prepare(item, network_layer, segments, residual, gain, 0, vector))
         result = layer.run(call, torch.zeros(item.slots(vector), dtype=torch.bool), vector)
-        out = result.output[None] * 2.0 ** item.exponent
+        out = item.network_output(result.output)
         assert quantize.sqnr(right, out) > 40, item.name
         assert result.saturations == 0 and result.output.abs().max() < 32767, item.name
         if item.format != Format.IN16:
             codes = result.codes.codes[slots(list(item.segments), vector)[0]]
             differ = (codes == 0) != (inputs[item.name][0] == 0)
             assert differ.double().mean() < 0.01, item.name
-        return out.float()
+        return out
 
     with executing(model.float_model.unet, run):
         model.float_model(noise * 80, 80.0)
@@ -177,7 +179,8 @@ def test_input_layers_are_gathered(name, gathered):
         assert item.macs == shapes[item.name].macs
         channels, kernel = sum(shapes[item.name].segments), shapes[item.name].kernel
         r, c = found[item.name].requantization, found[item.name].convolution
-        assert item.kernel == c.kernel == (1 if item.name in gathered else kernel)
+        assert item.kernel == c.kernel == (
+            1 if item.name in gathered or item.scattered else kernel)
         if item.name in gathered:
             assert kernel == 3 and item.format == Format.IN16
             assert item.segments == (9 * channels,) and len(r.segments) == 1
@@ -186,6 +189,58 @@ def test_input_layers_are_gathered(name, gathered):
             weights = scatter_weights(item.weight(), 3)
             layer = model.float_model.unet.get_submodule(item.name)
             assert weights.equal(mxint8.fake_quantize_input_weights(layer.weight))
+
+
+@pytest.mark.parametrize(("name", "scattered"), [
+    ("relu", ["last"]), ("residual", ["last"]), ("skip", []), ("diffusers", ["last"])])
+@pytest.mark.parametrize("policy", ["mxint8", "mixed"])
+def test_output_layer_is_scattered(name, scattered, policy):
+    """The 3x3 layer of the output runs as a 1x1 layer with the same codes, scales and MACs."""
+    model = quantize.quantize_model(networks.make(name), {}, policy=policy, images=1, steps=2,
+                                    mxint8="none")
+    assert [item.name for item in model.layers.values() if item.scattered] == scattered
+    item, network_layer = model.layers["last"], model.float_model.unet.last
+    shape = layer_shapes(model.float_model.unet)[-1]
+    count = network_layer.cout
+    assert item.macs == shape.macs and item.segments == shape.segments
+    done = evaluate(model, draw_noise(1, model.architecture) * 80, 0)
+    call, result = done.calls[-1], done.results[-1]
+    if not scattered:
+        assert item.kernel == 3 and result.output.shape[0] == count
+        return
+    assert item.kernel == call.convolution.kernel == 1 and call.convolution.residual is None
+    assert len(result.output) == 9 * count
+    codes, scales, unit = quantize.encode_weights(item.format, network_layer.weight)
+    assert unit == item.weight_unit
+    for tap, k in itertools.product(range(9), range(count)):
+        plane = tap * count + k
+        assert item.weight_codes[plane, :, 0, 0].equal(codes[k, :, tap // 3, tap % 3])
+        assert item.weight_scales[plane, 0].equal(scales[k, tap])
+        right = network_layer.bias[k] * 2.0 ** (16 - item.exponent) if tap == 4 else 0
+        assert abs(item.bias[0, plane] - right) <= 0.5
+
+
+@pytest.mark.parametrize("name", ["relu", "residual"])
+def test_planes_round_once_each(name):
+    """Beside the exact sum of the 3x3 layer: half a step of a plane for every tap in the image."""
+    model = quantize.quantize_model(networks.make(name), {}, policy="mxint8", images=1, steps=2)
+    item, unet = model.layers["last"], model.float_model.unet
+    segments = [torch.randn(1, sum(item.segments), 8, 8, generator=torch.manual_seed(5))]
+    passes = prepare(item, unet.last, segments, None, 1.0, 0)
+    result = layer.run(layer.LayerCall("last", 0, *passes), None, 16)
+    c, count = passes[1], unet.last.cout
+    assert result.output.abs().max() < 32767
+    weights, scales, _ = quantize.encode_weights(item.format, unet.last.weight)
+    weights = item.spread(weights.long(), 16, dim=1)
+    acc = convolution.accumulate(result.codes, weights, scales.long()).double()
+    # In units of 2^exponent. The multiplier is a power of two: its only error is in the bias.
+    right = acc * c.multiplier[:count, None, None] * 2.0 ** -(c.align_shift + c.scale_shift + 16)
+    right += c.bias[4 * count:5 * count, None, None] / 65536
+    taps = torch.tensor([2, 3, 3, 3, 3, 3, 3, 2])
+    error = (add_planes(result.output) - right).abs()
+    # And half a unit of 2^-16, or of the alignment, in each.
+    assert (error <= taps[:, None] * taps * (0.5 + 2.0 ** -12)).all()
+    assert error.max() > 0.5                                 # more than one rounding makes
 
 
 def test_means_leave_the_input_of_1x1_layers(model):
@@ -429,13 +484,43 @@ def ungather(tensors, record):
     assert unit == record["layers"]["first"]["weight_unit"]
     tensors["quantized.first.weight_codes"] = codes.to(torch.int8)
     tensors["quantized.first.weight_scales"] = scales.to(torch.uint8)
+    collect(tensors, record)
+
+
+def collect(tensors, record):
+    """The layer `last` as in those files: 3x3, in other units than its planes have."""
+    table = record["layers"]["last"]
+    codes, scales, bias = (tensors[f"quantized.last.{field}"] for field in (
+        "weight_codes", "weight_scales", "bias"))
+    tensors["quantized.last.weight_codes"] = codes.reshape(3, 3, 1, -1).permute(
+        2, 3, 0, 1).contiguous()
+    tensors["quantized.last.weight_scales"] = scales.reshape(9, 1, -1).transpose(0, 1).contiguous()
+    tensors["quantized.last.bias"] = 4 * bias[:, 4:5].contiguous()
+    tensors["quantized.last.multiplier"] = torch.tensor([20000], dtype=torch.int16)
+    table.update(exponent=table["exponent"] - 2, align_shift=3, scale_shift=5)
 
 
 def test_version_2(path, model):
-    """Input layers are gathered again from the float weights."""
+    """Input layers are gathered again from the float weights; the output layer is scattered."""
     damage(path, ungather)
     loaded = quantize.load(path)
-    assert all(equal_calls(loaded.layers[name], item) for name, item in model.layers.items())
+    assert all(equal_calls(loaded.layers[name], item) for name, item in model.layers.items()
+               if name != "last")
+    found, item = loaded.layers["last"], model.layers["last"]
+    assert found.scattered and found.kernel == 1 and found.weight_unit == item.weight_unit
+    assert found.weight_codes.equal(item.weight_codes)
+    assert found.weight_scales.equal(item.weight_scales)
+    for evaluation, x in enumerate(trajectory(model, draw_noise(1, model.architecture, 3))[1]):
+        right, other = (evaluate(m, x, evaluation).denoised for m in (model, loaded))
+        assert quantize.sqnr(right, other) > 50
+    damage(path, lambda tensors, record: record["layers"]["last"].update(tensor_scale=2.0 ** 120))
+    with pytest.raises(ModelError, match=r"^.*: scales of last must leave its results below "
+                                         r"2\^100, not \d\.\d+e\+3\d$"):
+        quantize.load(path)
+
+
+def test_weights_of_version_2_belong_to_the_floats(path):
+    damage(path, ungather)
     damage(path, lambda tensors, record: record["layers"]["first"].update(weight_unit=2.0 ** -40))
     with pytest.raises(ModelError, match=r"^.*: weight_unit of first must be that of its float "
                                          r"weights, [^ ]+, not 9\.\d+e-13$"):
@@ -452,7 +537,8 @@ def test_version_1(path, model):
     damage(path, edit)
     loaded = quantize.load(path)
     assert loaded.policy == POLICIES["mixed"] and loaded.label is None
-    assert all(equal_calls(loaded.layers[name], item) for name, item in model.layers.items())
+    assert all(equal_calls(loaded.layers[name], item) for name, item in model.layers.items()
+               if name != "last")
 
 
 @pytest.mark.parametrize(("field", "value", "text"), [
