@@ -274,8 +274,18 @@ def test_layer(committed):
                                c["weight_codes"], c["weight_scales"], c["kernel"])
         assert c["accumulator"] == acc, case
         assert c["output"] == naive.epilogue(
-            acc, c["align_shift"], c["multiplier"], c["scale_shift"], c["bias"], c["residual"],
-            c["residual_multiplier"]), case
+            acc, c["align_shift"], c["multiplier"], c["scale_shift"], c["bias"],
+            c.get("residual"), c.get("residual_multiplier")), case
+        if case.endswith("scattered"):
+            assert c["image"] == naive.add_planes(c["output"])
+            count, size = len(c["network_bias"]), len(c["bias"])
+            assert size == 9 * count
+            for plane in range(size):
+                tap, k = divmod(plane, count)
+                assert c["weight_codes"][plane] == [
+                    [[taps[tap // 3][tap % 3]]] for taps in c["network_weight_codes"][k]]
+                assert c["weight_scales"][plane] == [c["network_weight_scales"][k][tap]]
+                assert c["bias"][plane] == (c["network_bias"][k] if tap == 4 else 0)
 
 
 def test_command_writes_all_files(tmp_path):

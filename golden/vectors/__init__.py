@@ -21,6 +21,7 @@ from golden import (
 )
 from golden.gather import gather
 from golden.requantizer import Format
+from golden.scatter import add_planes, plane_bias, plane_scales, plane_weights
 
 __all__ = ["generate"]
 
@@ -316,12 +317,31 @@ def layer_vectors(rng):
         counts = torch.from_numpy(rng.randint(0, 25, len(codes.codes)))
         out |= layer_entries(rng, case, passed, random_weights(rng, 7, kernel, codes), counts, 0, 0,
                              1, vector)
-    return out
+    return out | scattered_entries(rng)
+
+
+def scattered_entries(rng):
+    """A layer call whose nine planes of each output the host adds up."""
+    case, vector = "mx8_scattered", 16
+    passed = requantization(rng, Format.MX8, vector, [40], 4, 6, False, 8, 14)
+    codes = requantizer.requantize(passed.segments, passed.gain, passed.offset, passed.shift,
+                                   False, Format.MX8, vector)
+    weights, scales = random_weights(rng, 2, 3, codes)
+    bias = integers(rng, -1 << 28, 1 << 28, 2)
+    made = layer_entries(rng, case, passed, (plane_weights(weights), plane_scales(scales)),
+                         torch.zeros(len(codes.codes), dtype=torch.int64), 0, 0, 1, vector,
+                         bias=plane_bias(bias), residual=False)
+    planes = torch.from_numpy(made[f"{case}.output"])
+    return made | arrays(case, network_weight_codes=weights, network_weight_scales=scales,
+                         network_bias=bias, image=add_planes(planes))
 
 
 def layer_entries(rng, case, passed, weights, counts, evaluation, base, interval, vector,
-                  costs=None):
-    """Run one layer call whose results fill their 16 bits; list its operands and results."""
+                  costs=None, bias=None, residual=True):
+    """Run one layer call whose results fill their 16 bits; list its operands and results.
+
+    The bias is random by default; without `residual` there is none.
+    """
     codes, scales = weights
     outputs, kernel = codes.shape[0], codes.shape[2]
     _, height, width = passed.segments[0].shape
@@ -329,10 +349,13 @@ def layer_entries(rng, case, passed, weights, counts, evaluation, base, interval
                                        passed.relu, passed.format, vector)
     acc = convolution.accumulate(quantized, codes, scales)
     align_shift = max(0, int(acc.abs().max()).bit_length() - 30)
+    multiplier = torch.from_numpy(rng.randint(-1 << 15, 1 << 15, outputs))
+    if bias is None:
+        bias = torch.from_numpy(rng.randint(-1 << 28, 1 << 28, outputs))
+    added = {"residual": integers(rng, -1 << 15, (1 << 15) - 1, outputs, height, width),
+             "residual_multiplier": 11585} if residual else {}
     call = layer.LayerCall(case, evaluation, passed, layer.Convolution(
-        codes, scales, kernel, torch.from_numpy(rng.randint(-1 << 15, 1 << 15, outputs)),
-        torch.from_numpy(rng.randint(-1 << 28, 1 << 28, outputs)), align_shift, 13,
-        integers(rng, -1 << 15, (1 << 15) - 1, outputs, height, width), 11585),
+        codes, scales, kernel, multiplier, bias, align_shift, 13, **added),
         base, 36045, interval,    # sparse from 55 % zeros on; residual times sqrt(1/2)
         detector.Costs(*costs) if costs else None, 1, 32)
     c, result = call.convolution, layer.run(call, counts, vector)
@@ -342,8 +365,8 @@ def layer_entries(rng, case, passed, weights, counts, evaluation, base, interval
         costs=numpy.array(costs or [], numpy.int64), dense_limit=call.dense_limit,
         tile_channels=call.tile_channels, kernel=kernel,
         weight_codes=c.weight_codes, weight_scales=c.weight_scales, align_shift=c.align_shift,
-        multiplier=c.multiplier, scale_shift=c.scale_shift, bias=c.bias, residual=c.residual,
-        residual_multiplier=c.residual_multiplier, **code_entries(result.codes),
+        multiplier=c.multiplier, scale_shift=c.scale_shift, bias=c.bias, **added,
+        **code_entries(result.codes),
         **list_entries(result.lists, vector), accumulator=result.accumulator,
         output=result.output)
 
