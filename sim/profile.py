@@ -42,7 +42,8 @@ class Subject:
     Members
     -------
     name : of the layer
-    shape : sim.shape.Shape
+    shape : sim.shape.Shape, as it is executed
+    macs : multiplications in an evaluation whose tap lies inside the image
     nonzero : (evaluations, channels), share of non-zero codes
     known : (evaluations, channels), share of zeros from which the lists follow, not in MX8
     together : (evaluations,), covariance of being non-zero of two channels at a pixel
@@ -51,23 +52,22 @@ class Subject:
 
     name: str
     shape: Shape
+    macs: int
     nonzero: np.ndarray
     known: np.ndarray
     together: np.ndarray
     threshold: int = detector.NEVER
 
     @property
-    def macs(self):
-        """Multiplications in an evaluation whose tap lies inside the image."""
-        shape = self.shape
-        taps = math.prod(shape.kernel * size - (shape.kernel // 2) * (shape.kernel - 1)
-                         for size in (shape.height, shape.width))
-        return taps * sum(shape.channels) * shape.outputs
-
-    @property
     def labelled(self):
         """Whether zeros save work by channel: A4."""
         return self.shape.labelled
+
+
+def inside(macs, kernel, height, width):
+    """Of all the multiplications of a convolution, those whose tap lies inside the image."""
+    taps = math.prod(kernel * size - (kernel // 2) * (kernel - 1) for size in (height, width))
+    return macs * taps // (kernel ** 2 * height * width)
 
 
 def from_model(model, config, found=None):
@@ -101,7 +101,10 @@ def from_model(model, config, found=None):
         known = np.concatenate([zeros[:1], zeros[:-1]])
         if found is not None and shape.labelled:
             known[0] = found.layers[name].calibration[0] / shape.pixels
-        subjects.append(Subject(name, shape, 1 - zeros, known, together, item.threshold))
+        kernel = 3 if item.gathered or item.scattered else item.kernel
+        subjects.append(Subject(
+            name, shape, inside(item.macs, kernel, item.height, item.width), 1 - zeros, known,
+            together, item.threshold))
     return subjects
 
 
@@ -132,19 +135,19 @@ def from_network(name, config, zeros=ZEROS, steps=STEPS):
     with torch.device("meta"):
         unet = build(architecture)
     formats, count = quantize.formats(unet), len(evaluations(steps))
-    subjects = []
+    layers, subjects = {layer.name: layer for layer in unet.layers()}, []
     for item in layer_shapes(unet):
-        format = Format(int(formats[item.name]))
-        kernel, channels = item.kernel, item.segments
-        if format == Format.IN16:
-            # The host gathers each pixel's neighbourhood, see `golden.gather`.
-            kernel, channels = 1, (kernel ** 2 * sum(channels),)
+        format = formats[item.name]
+        executed = quantize.executed_shape(unet, layers[item.name], item, format)
         shape = Shape(
-            format=format, kernel=kernel, height=item.height, width=item.width, channels=channels,
-            outputs=item.cout, vector=config.vector,
+            format=Format(int(format)), kernel=executed["kernel"], height=item.height,
+            width=item.width, channels=tuple(executed["segments"]),
+            outputs=item.cout * (9 if executed["scattered"] else 1), vector=config.vector,
             residual=item.name.endswith((".conv1", ".proj")))
-        share = np.full((count, sum(channels)), 0.0 if format == Format.IN16 else zeros)
-        subjects.append(Subject(item.name, shape, 1 - share, share, np.zeros(count)))
+        share = np.full((count, sum(shape.channels)), zeros * shape.labelled)
+        subjects.append(Subject(
+            item.name, shape, inside(item.macs, item.kernel, item.height, item.width), 1 - share,
+            share, np.zeros(count)))
     return subjects
 
 
@@ -181,8 +184,8 @@ def shifted(subjects, zeros):
 
 def plan_of(subject, config):
     """`sim.tiler.Plan` of a subject, for its mean share of non-zero codes."""
-    density = (round(float(subject.nonzero.mean()), 2),) if subject.labelled else None
-    return tiler.plan(subject.shape, config, density)
+    return tiler.plan(subject.shape, config,
+                      tiler.density(subject.shape, float(subject.nonzero.mean())))
 
 
 class Run:

@@ -27,7 +27,8 @@ def subject(seed=0, *, format=Format.A4U, channels=(40, 24), outputs=64, size=8,
                   outputs=outputs, vector=16, residual=False)
     nonzero = rng.random((evaluations, sum(channels)))
     known = np.concatenate([1 - nonzero[:1], 1 - nonzero[:-1]])
-    return profile.Subject("layer", shape, nonzero, known, np.zeros(evaluations))
+    macs = profile.inside(9 * sum(channels) * outputs * size ** 2, 3, size, size)
+    return profile.Subject("layer", shape, macs, nonzero, known, np.zeros(evaluations))
 
 
 @pytest.mark.parametrize("threshold", [None, 0.4])
@@ -82,6 +83,8 @@ def test_zeros_are_shifted_to_a_mean():
 
 def test_macs_are_those_inside_the_image():
     assert subject(size=8).macs == (3 * 8 - 2) ** 2 * 64 * 64
+    assert profile.inside(5 * 4 * 3, 1, 4, 3) == 60
+    assert profile.inside(9 * 7, 3, 1, 1) == 7
 
 
 def test_sums_hold_together():
@@ -135,7 +138,8 @@ def test_networks_by_name():
     first, last = subjects[0], subjects[-1]
     assert first.shape.format == Format.IN16 and first.shape.kernel == 1
     assert first.shape.channels == (27,)
-    assert last.shape.format == Format.MX8
+    assert last.shape.format == Format.MX8 and last.shape.kernel == 1
+    assert last.shape.outputs == 27 and last.macs == 94 ** 2 * 256 * 3
     assert sum(item.macs for item in subjects) == pytest.approx(19.9e9, rel=0.01)
     found = [item for item in subjects if item.labelled]
     assert all((item.nonzero == 0.5).all() for item in found)
