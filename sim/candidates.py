@@ -470,44 +470,48 @@ def picture(rows, path):
     """Draw speed against area a multiplier, on ECP5 and in IHP's cells with memories."""
     figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     names = list(CANDIDATES)
-    panels = {"LUT": "LUTs a multiplier, ECP5", "ihp_all": "1000 um² a multiplier with memories,"
-              " IHP sg13g2"}
-    for axes, (key, label) in zip(figure.subplots(1, 2), panels.items()):
-        scale = 1 if key == "LUT" else 1000
+    panels = {"LUT": (1, "LUTs a multiplier, ECP5"), "ihp_all": (
+        1000, "1000 um² a multiplier, memories included, IHP sg13g2")}
+    colors = {"dense": "tab:blue", "sparse": "tab:orange", "both": "tab:red"}
+    for axes, (key, (scale, label)) in zip(figure.subplots(1, 2), panels.items()):
         points = {name: (rows[name][key] / scale, rows[name]["x65"]) for name in names}
-        front = sorted(points.values(), key=lambda p: (p[0], -p[1]))
-        best, steps = 0.0, []
-        for point in front:
+        front, best = [], 0.0
+        for point in sorted(points.values(), key=lambda p: (p[0], -p[1])):
             if point[1] > best:
                 best = point[1]
-                steps.append(point)
-        axes.step(*zip(*steps), where="post", color="0.75", zorder=1)
+                front.append(point)
+        axes.step(*zip(*front), where="post", color="0.75", zorder=1, label="Pareto front")
         for number, name in enumerate(names, 1):
             dense, sparse = CANDIDATES[name]
-            color = "tab:blue" if sparse is None else "tab:orange" if dense is None else "tab:red"
-            axes.scatter(*points[name], color=color, s=70 if name == CHOSEN else 22, zorder=3,
-                         marker="*" if name == CHOSEN else "o")
-            axes.annotate(str(number), points[name], xytext=(4, 3), textcoords="offset points",
-                          fontsize=8)
+            kind = "dense" if sparse is None else "sparse" if dense is None else "both"
+            chosen = name == CHOSEN
+            axes.scatter(*points[name], color=colors[kind], zorder=3, s=90 if chosen else 22,
+                         marker="*" if chosen else "o", label="chosen" if chosen else kind)
+            axes.annotate(str(number), points[name], xytext=(5, (3, -9)[number % 2]),
+                          textcoords="offset points", fontsize=8)
         x, y = points[YARDSTICK]
         right = 1.05 * max(point[0] for point in points.values())
-        axes.plot([0, min(right, 3 * x)], [0, min(right, 3 * x) / x * y], ":", color="0.6")
+        end = min(right, 3 * x)
+        axes.plot([0, end], [0, end / x * y], ":", color="0.6", label="MACs an area as dense")
         axes.set(xlim=(0, right), ylim=(0, 3), xlabel=label,
                  ylabel="speed at 65 % zeros, equal multipliers")
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles))
+    axes.legend(once.values(), once.keys(), loc="lower right", fontsize=8)
     lines = "\n".join(f"{number} {name}" for number, name in enumerate(names, 1))
     figure.text(1.01, 0.5, lines, va="center", fontsize=8)
     figure.savefig(path, bbox_inches="tight")
 
 
 def main(areas: Path, out: Path = Path("build/candidates"), source: str = "mnist32"):
-    """Write candidates.json, candidates.md and pe-choice.png to the folder ``out``."""
+    """Write candidates.json, candidates.md and pe_choice.png to the folder ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     layers = record(source)
     print(f"zeros {zero_share(layers):.3f}", flush=True)
     rows = compare(layers, json.loads(areas.read_text()))
     (out / "candidates.json").write_text(json.dumps(rows, indent=2) + "\n")
     (out / "candidates.md").write_text(table(rows))
-    picture(rows, out / "pe-choice.png")
+    picture(rows, out / "pe_choice.png")
 
 
 if __name__ == "__main__":
