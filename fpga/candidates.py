@@ -131,14 +131,18 @@ def measure(plain, carried, libraries, multipliers):
 
 
 def control(side, libraries):
-    """Areas of what a PE of the design has besides its groups; memories are SRAM, not counted."""
-    pe, group = (measure_component(MEDIUM, f"{side}-{part}", libraries) for part in ("pe", "group"))
+    """Areas of what a PE of the design has besides its groups and its memories.
+
+    That in cells is estimated: the LUTs, at the group's area a LUT. Mapping whole PEs takes long.
+    """
+    pe = measure_component(MEDIUM, f"{side}-pe", {})["ecp5"]
+    group = measure_component(MEDIUM, f"{side}-group", libraries)
     groups = getattr(MEDIUM, f"{side}_scale_units")
-    return {"multipliers": 0,
-            "ecp5": {key: pe["ecp5"][key] - groups * group["ecp5"][key]
-                     for key in ("lut", "dsp", "ff")},
-            "cells": {name: {"um2": area["um2"] - groups * group["cells"][name]["um2"]}
-                      for name, area in pe["cells"].items()}}
+    logic = {key: pe[key] - groups * group["ecp5"][key] for key in ("lut", "dsp", "ff")}
+    share = logic["lut"] / group["ecp5"]["lut"]
+    return {"multipliers": 0, "ecp5": logic,
+            "cells": {name: {"um2": round(share * area["um2"], 1)}
+                      for name, area in group["cells"].items()}}
 
 
 def main(liberty: Annotated[list[str] | None, typer.Option()] = None, only: str = "",
