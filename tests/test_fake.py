@@ -92,6 +92,32 @@ def test_calibration_sees_each_noise_level(model, calibration):
     assert {x.shape for _, x in calibration.states} == {(1, 1, 8, 8)}
 
 
+@pytest.mark.parametrize("scattered", [set(), {"last"}])
+def test_calibration_sees_planes(model, scattered):
+    """Results of a scattered layer are those of its taps, which may well exceed their sum."""
+    seen, mixed = {}, POLICIES["mixed"]
+    observer = fake.Observer(1, policy.formats(model.unet, mixed), mixed, scattered)
+    observer.begin(0)
+
+    def run(layer, segments, *rest):
+        seen[layer.name] = layer, layer.prologue(segments, None), observer(layer, segments, *rest)
+        return seen[layer.name][2]
+
+    with fake.executing(model.unet, run):
+        model(draw_noise(2, model.architecture, 3) * 5, 5.0)
+    layer, x, out = seen["last"]
+    planes = out - layer.bias[:, None, None], out
+    if scattered:
+        planes = [], []
+        for tap in range(9):
+            weight = layer.weight.flatten(2)[:, :, tap, None, None]
+            planes[0].append(torch.nn.functional.conv2d(x, weight))
+            planes[1].append(planes[0][-1] + (layer.bias[:, None, None] if tap == 4 else 0))
+    for place, found in zip(("sum", "output"), planes, strict=True):
+        right = max(plane.abs().max().item() for plane in found)
+        assert observer.extremes["last"][place] == pytest.approx(right, rel=1e-5)
+
+
 def test_typical_noise_levels(model):
     mixed = POLICIES["mixed"]
     found = calibrate(model, policy.formats(model.unet, mixed), mixed, images=5, steps=18)
