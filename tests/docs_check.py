@@ -35,12 +35,20 @@ def comments(kind):
 
 
 def parameters():
-    """Fields of the configuration, and their values in the presets."""
+    """Fields of the configuration, their values in the presets, and how the yardsticks differ."""
     meaning = comments(config.Config)
-    names = [name for name in config.TINY.as_dict() if name != "name"]
-    rows = [[f"`{name}`", *(preset.as_dict()[name] for preset in config.PRESETS.values()),
-             meaning.get(name, "")] for name in names]
-    return table(["field", *(f"`{name}`" for name in config.PRESETS), "meaning"], rows)
+    fields = {name: preset.as_dict() for name, preset in config.PRESETS.items()}
+    yardsticks = {name: name.removesuffix("-dense") for name in fields if name.endswith("-dense")}
+    columns = [name for name in fields if name not in yardsticks]
+    rows = [[f"`{field}`", *(fields[name][field] for name in columns), meaning.get(field, "")]
+            for field in config.TINY.as_dict() if field != "name"]
+    lines = []
+    for name, base in yardsticks.items():
+        others = ", ".join(f"`{field}` {value}" for field, value in fields[name].items()
+                           if field != "name" and value != fields[base][field])
+        lines.append(f"`{name}` is `{base}` with {others}.\n")
+    return (table(["field", *(f"`{name}`" for name in columns), "meaning"], rows)
+            + "\n" + "".join(lines))
 
 
 def bits(low, count):
