@@ -1,6 +1,6 @@
 """Cycles and areas of organizations of the array on the zeros of a sampling run: table, picture.
 
-``python -m sim.candidates --areas areas.json --out build/candidates`` records one image of
+``python -m sim.candidates areas.json --out build/candidates`` records one image of
 ``mnist32`` with the golden model, counts cycles of every organization, and adds the areas that
 ``python -m fpga.candidates`` measured. A PE takes max(issues, scale steps) cycles a scaled group;
 the memory port is left out.
