@@ -5,15 +5,28 @@ from dataclasses import replace
 
 import pytest
 
-from hw.config import PRESETS, SMALL, SMALL_DENSE, TINY, Config, ConfigError, load
+from hw.config import LARGE, MEDIUM, PRESETS, SMALL, TINY, Config, ConfigError, load
+
+
+YARDSTICKS = [name for name in PRESETS if name.endswith("-dense")]
 
 
 def test_presets():
     assert load("small") is SMALL
-    assert SMALL.multipliers == SMALL_DENSE.multipliers == 256
-    assert SMALL_DENSE.sparse_pes == 0
-    shared = ("activation_depth", "scale_depth", "max_channels", "max_outputs", "port_width")
-    assert all(getattr(SMALL, name) == getattr(SMALL_DENSE, name) for name in shared)
+    multipliers = [(config.dense_multipliers, config.sparse_multipliers)
+                   for config in (TINY, SMALL, MEDIUM, LARGE)]
+    assert multipliers == [(64, 32), (128, 128), (128, 384), (1024, 3072)]
+    assert [config.multipliers for config in (TINY, SMALL, MEDIUM, LARGE)] == [96, 256, 512, 4096]
+
+
+@pytest.mark.parametrize("name", YARDSTICKS)
+def test_a_yardstick_has_the_same_multipliers_and_buffers(name):
+    """Only lanes and numbers of PEs differ, and it is all dense."""
+    base, dense = PRESETS[name.removesuffix("-dense")], PRESETS[name]
+    assert dense.multipliers == base.multipliers == dense.dense_multipliers
+    changed = {field for field, value in dense.as_dict().items() if value != base.as_dict()[field]}
+    assert {"name", "dense_lanes", "sparse_pes"} <= changed <= {
+        "name", "dense_lanes", "dense_pes", "sparse_pes"}
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS.keys())
@@ -23,28 +36,37 @@ def test_accumulator_holds_the_largest_sums(config):
     assert 9 * config.max_channels * 15 * 8 * 15 * 15 << 28 <= most
     # nine taps of 8-bit products, block exponents 15 each
     assert 9 * config.max_channels * 128 * 128 << 30 <= most
-    assert 15 * 8 * config.max_channels <= (1 << config.sum_width - 1) - 1
-    assert 32 * 128 * 128 <= (1 << config.sum_width - 1) - 1
+    # a group of W4A4 is a tile of channels; of MX8, a pair of nibble planes of a block
+    assert 15 * 8 * config.tile_channels <= (1 << config.sum_width - 1) - 1
+    assert 15 * 15 * 32 <= (1 << config.sum_width - 1) - 1
 
 
 @pytest.mark.parametrize(("changes", "text"), [
     ({"vector": 8}, r"^vector must be 16 or 32, not 8$"),
     ({"dense_lanes": 12}, r"^dense_lanes must be a power of two, not 12$"),
-    ({"dense_lanes": 2, "dense_scale_units": 2},
-     r"^dense_lanes must be between vector / 4 \(4\) and vector \(16\), not 2$"),
-    ({"dense_scale_units": 16}, r"^dense_scale_units must be a power of two of at most 4 "),
+    ({"dense_lanes": 32}, r"^dense_lanes must be at most vector \(16\), not 32$"),
+    ({"dense_scale_units": 16}, (r"^dense_scale_units must be a power of two between 4"
+                                 r" \(vector / 4\) and 4 \(dense_lanes\), not 16$")),
+    ({"sparse_scale_units": 2}, (r"^sparse_scale_units must be a power of two between 4"
+                                 r" \(vector / 4\) and 16 \(sparse_lanes\), not 2$")),
     ({"sparse_lanes": 8, "sparse_scale_units": 4},
      r"^sparse_lanes must be a multiple of vector \(16\), not 8$"),
-    ({"sparse_pes": 3}, r"^sparse_pes must be 0, 1, 2 or 4, not 3$"),
+    ({"sparse_pes": 17}, r"^sparse_pes must be at most 16, not 17$"),
     ({"sparse_pes": -1}, r"^sparse_pes must be positive, not -1$"),
+    ({"dense_pes": 0, "sparse_pes": 0},
+     r"^sparse_pes must be positive where dense_pes is 0, not 0$"),
+    ({"sparse_rate": 3}, r"^sparse_rate must be 1, 2 or 4, not 3$"),
     ({"weight_depth": 0}, r"^weight_depth must be positive, not 0$"),
     ({"weight_depth": 1.5}, r"^weight_depth must be an integer, not 1.5$"),
     ({"weight_depth": True}, r"^weight_depth must be an integer, not True$"),
-    ({"max_channels": 40}, r"^max_channels must be a multiple of 32 of at most 1024, not 40$"),
-    ({"vector": 32, "dense_lanes": 8, "max_channels": 32},
-     r"^max_channels must be at least 64 \(two words, which the network input takes\), not 32$"),
-    ({"result_depth": 48}, r"^result_depth must be a power of two of at least 16 "),
-    ({"result_depth": 8}, r"^result_depth must be a power of two of at least 16 "),
+    ({"max_channels": 40}, r"^max_channels must be a multiple of 32 of at most 4096, not 40$"),
+    ({"tile_channels": 288}, r"^tile_channels must be a multiple of 32 of at most 256, not 288$"),
+    ({"tile_channels": 256}, r"^tile_channels must be at most max_channels \(128\), not 256$"),
+    ({"tile_outputs": 256}, r"^tile_outputs must be at most max_outputs \(128\), not 256$"),
+    ({"result_depth": 48}, r"^result_depth must be a power of two between 8 and 65536, not 48$"),
+    ({"record_depth": 4}, r"^record_depth must be a power of two between 8 and 65536, not 4$"),
+    ({"sparse_lanes": 32, "result_depth": 8},
+     r"^result_depth must be at least 16 \(two tiles of sparse lanes\), not 8$"),
     ({"address_width": 30}, r"^address_width must be between 10 and 28, not 30$"),
     ({"name": "../x"}, r"^name must be letters, digits and '-', not '../x'$"),
 ])
@@ -67,8 +89,8 @@ def test_toml_without_a_base(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("vector = 5\n", "vector must be 16 or 32, not 5"),
-    ("lanes = 5\n", "lanes is not a field; the fields are activation_depth, "),
-    ('base = "huge"\n', "base must be one of tiny, small, small-dense, not 'huge'"),
+    ("lanes = 5\n", "lanes is not a field; the fields are address_width, codes_depth, "),
+    ('base = "huge"\n', f"base must be one of {', '.join(PRESETS)}, not 'huge'"),
     ("vector = \n", "is not TOML: "),
 ])
 def test_toml_errors(tmp_path, text, message):
@@ -79,8 +101,9 @@ def test_toml_errors(tmp_path, text, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(ConfigError, match=r"^preset must be one of tiny, small, small-dense or the"
-                                          r" path of a .toml file, not 'smal'$"):
+    text = ("preset must be one of tiny, small, small-dense, medium, medium-dense, large or the path"
+            " of a .toml file, not 'smal'")
+    with pytest.raises(ConfigError, match=f"^{re.escape(text)}$"):
         load("smal")
 
 
