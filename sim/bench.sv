@@ -33,6 +33,8 @@ module bench #(
     input  logic [7:0]  answer_stall,      // write responses not valid
     input  logic [31:0] seed,              // of the stalls, not 0; taken over by `clear`
 
+    input  logic [31:0] memory_first,      // address of the first word that exists
+
     // what the pass may do; everything else is a violation
     input  logic [31:0] descriptor,        // word address of the chain of descriptors
     input  logic [31:0] descriptor_words,  // and its port words
@@ -113,6 +115,14 @@ module bench #(
 
     logic [PORT_WIDTH-1:0] words [2**MEMORY_WIDTH];
 
+    function automatic logic [MEMORY_WIDTH-1:0] place(logic [31:0] at);
+        return MEMORY_WIDTH'(at - memory_first);
+    endfunction
+
+    function automatic logic exists(logic [31:0] at);
+        return (at - memory_first) >> MEMORY_WIDTH == 0;
+    endfunction
+
     // stalls: four bytes of a xorshift generator decide about the four channels
     logic [31:0] random;
     logic [31:0] now;
@@ -138,7 +148,7 @@ module bench #(
         f = first;
         n = free;
         if (read_request_valid && read_request_ready) begin
-            waiting[n] = words[MEMORY_WIDTH'(read_request)];
+            waiting[n] = words[place(32'(read_request))];
             due[n] = now + {24'b0, read_latency};
             n++;
         end
@@ -173,10 +183,10 @@ module bench #(
         n = answer_free;
         if (load) load_words();
         if (write_request_valid && write_request_ready) begin
-            if (32'(write_request.address) >> MEMORY_WIDTH == 0) begin
+            if (exists(32'(write_request.address))) begin
                 for (int unsigned i = 0; i < STROBE_WIDTH; i++) begin
                     if (write_request.strobe[i]) begin
-                        words[MEMORY_WIDTH'(write_request.address)][8*i+:8]
+                        words[place(32'(write_request.address))][8*i+:8]
                             = write_request.data[8*i+:8];
                     end
                 end
@@ -207,7 +217,10 @@ module bench #(
         file = $fopen("load.bin", "rb");
         if (file == 0) $fatal(1, "load.bin cannot be opened");
         while ($fread(header, file) == 8) begin
-            got = $fread(words, file, header[63:32], header[31:0]);
+            if (!exists(header[63:32]) || !exists(header[63:32] + header[31:0] - 1)) begin
+                $fatal(1, "load.bin goes beyond the memory");
+            end
+            got = $fread(words, file, 32'(place(header[63:32])), header[31:0]);
             if (got != int'(header[31:0] * STROBE_WIDTH)) $fatal(1, "load.bin ends too early");
         end
         $fclose(file);
@@ -219,7 +232,7 @@ module bench #(
             file = $fopen("dump.bin", "wb");
             if (file == 0) $fatal(1, "dump.bin cannot be opened");
             for (logic [31:0] i = 0; i < dump_count; i++) begin
-                $fwrite(file, "%u", words[MEMORY_WIDTH'(dump_first + i)]);
+                $fwrite(file, "%u", words[place(dump_first + i)]);
             end
             $fclose(file);
         end
@@ -246,8 +259,8 @@ module bench #(
         if (writing) writes <= writes + 1;
         if (read_held && (!read_request_valid || read_request != read_seen)) violations[0] <= 1;
         if (write_held && (!write_request_valid || write_request != write_seen)) violations[1] <= 1;
-        if (reading && 32'(read_request) >> MEMORY_WIDTH != 0) violations[2] <= 1;
-        if (writing && 32'(write_request.address) >> MEMORY_WIDTH != 0) violations[3] <= 1;
+        if (reading && !exists(32'(read_request))) violations[2] <= 1;
+        if (writing && !exists(32'(write_request.address))) violations[3] <= 1;
         if (reading && !(32'(read_request) >= read_base && 32'(read_request) < read_limit)
             && 32'(read_request) - descriptor >= descriptor_words) violations[4] <= 1;
         if (writing && !(32'(write_request.address) >= write_base

@@ -10,7 +10,8 @@ Nothing here happens once a cycle while a pass runs.
 
 A pass's JSON has
 
-- ``memory``: values of the bench's inputs of the same names: latencies, stalls, windows;
+- ``memory``: values of the bench's inputs of the same names: latencies, stalls, windows, where the
+  memory begins;
 - ``writes``: pairs of register number and value, one write a cycle, before the start;
 - ``limit``: cycles after which the pass counts as hung;
 - ``reads``: register numbers to read at the end, in order, a number once for each read;

@@ -20,15 +20,16 @@ import numpy as np
 import torch
 
 from golden import convolution, layer
-from hw import registers
+from hw import descriptor, registers
 from hw.descriptor import Format
 from hw.registers import COUNTERS
-from sim import lowering, verilator
+from sim import lowering, tiler, verilator
 from sim.compare import Comparison, compare_convolve, compare_detector, compare_requantize
 from sim.cycles import layer_cycles
 
 __all__ = ["MemoryModel", "Record", "Report", "core_verilog", "build", "one_thread", "simulate"]
 
+MEMORY_WIDTH = 22   # 2 to this power words are the most that the bench's memory has
 AHEAD = 12   # passes that are prepared before the first of them is compared
 CYCLES = ("compute_cycles", "dense_busy", "sparse_busy", "stall_cycles")   # known to the cycle
 
@@ -175,7 +176,7 @@ def core_verilog(config):
     return generate(config)[0]
 
 
-def build(config, *, verilog=None, waves=False, cache_dir=None):
+def build(config, *, verilog=None, waves=False, cache_dir=None, optimize=True):
     """Build the layer bench around a core, or find it in the cache; returns the simulator.
 
     Parameters
@@ -183,14 +184,14 @@ def build(config, *, verilog=None, waves=False, cache_dir=None):
     config : Config
     verilog : str
         Module ``sqdm_core``, where it is not the one that ``config`` gives.
-    waves, cache_dir
+    waves, cache_dir, optimize
         See `sim.verilator.build`.
     """
     bench = importlib.resources.files("sim").joinpath("bench.sv").read_text()
-    memory_width = min(config.address_width, 22)
+    memory_width = min(config.address_width, MEMORY_WIDTH)
     return verilator.build(
         {"sqdm_core.v": core_verilog(config) if verilog is None else verilog, "bench.sv": bench},
-        "bench", waves=waves, cache_dir=cache_dir, build_args=[
+        "bench", waves=waves, cache_dir=cache_dir, optimize=optimize, build_args=[
             f"-GVECTOR={config.vector}", f"-GADDRESS_WIDTH={config.address_width}",
             f"-GMEMORY_WIDTH={memory_width}"])
 
@@ -211,7 +212,7 @@ def one_thread():
 
 
 def simulate(calls, config, *, plans=None, memory=None, placement=None, verilog=None, waves=None,
-             keep_going=False, progress=None, folder=None, cache_dir=None):
+             keep_going=False, progress=None, folder=None, cache_dir=None, optimize=True):
     """Run layer calls on the RTL and compare everything they leave behind.
 
     Each call is a requantization pass and a chain of jobs that convolve what the first one wrote.
@@ -241,6 +242,8 @@ def simulate(calls, config, *, plans=None, memory=None, placement=None, verilog=
     folder : Path
         Where to put the files of the run; by default a temporary folder, kept only if the
         simulator fails.
+    optimize : bool
+        See `sim.verilator.build`.
 
     Returns
     -------
@@ -255,7 +258,8 @@ def simulate(calls, config, *, plans=None, memory=None, placement=None, verilog=
     """
     report = Report()
     began = time.monotonic()
-    simulator = build(config, verilog=verilog, waves=waves is not None, cache_dir=cache_dir)
+    simulator = build(config, verilog=verilog, waves=waves is not None, cache_dir=cache_dir,
+                      optimize=optimize)
     report.build_seconds = time.monotonic() - began
     own = folder is None
     folder = Path(tempfile.mkdtemp(prefix="sqdm-simulate-")) if own else Path(folder)
@@ -356,11 +360,12 @@ class _Run:
             [(registers.number("detector_entry"), call.detector_base)],
             [registers.number("detector_count")] * shape.slots)]
         model = self.memory(number)
-        self._feed_pass(lowered.requantize, model, writes, rereads)
-        self._feed_pass(lowered.convolve, model, [], [])
+        first = memory_first(lowered)
+        self._feed_pass(lowered.requantize, model, first, writes, rereads)
+        self._feed_pass(lowered.convolve, model, first, [], [])
         self.waiting.append((call, lowered, result, stored))
 
-    def _feed_pass(self, pass_, model, writes, rereads):
+    def _feed_pass(self, pass_, model, memory_first, writes, rereads):
         with open(self.folder / f"{self.passes}.load", "wb") as file:
             for first, words in pass_.load:
                 file.write(np.array([first, len(words)], ">u4").tobytes())
@@ -369,7 +374,8 @@ class _Run:
         settings = dataclasses.asdict(model) | {name: pass_.fields[name] for name in windows}
         self._write(f"{self.passes}.json", json.dumps({
             "memory": settings | {"descriptor": pass_.chain.address,
-                                  "descriptor_words": pass_.chain.words},
+                                  "descriptor_words": pass_.chain.words,
+                                  "memory_first": memory_first},
             "writes": [*writes, *pass_.registers],
             "limit": int(pass_.limit * model.slowdown),
             "reads": [registers.number(name) for name in ("status", *COUNTERS)],
@@ -426,6 +432,24 @@ class _Run:
         if self.progress is not None:
             self.progress(record)
         return not self._stopped()
+
+
+def memory_first(lowered):
+    """First word of the bench's memory, so that everything of a layer call lies in it.
+
+    Raises
+    ------
+    sim.shape.FitError
+        If the layer call takes more words than there are.
+    """
+    regions = [*lowered.requantize.regions.values(), *lowered.convolve.regions.values()]
+    limit = max(region.limit for region in regions)
+    first = max(0, limit - (1 << MEMORY_WIDTH))
+    lowest = min(region.address for region in regions)
+    if lowest < first:
+        tiler.refuse(descriptor.Error.WINDOW, "words of the bench's memory", limit - lowest,
+                     1 << MEMORY_WIDTH, lowered.plan.config)
+    return first
 
 
 def known_counters(plan, result, config):

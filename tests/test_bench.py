@@ -12,9 +12,8 @@ from sim import layer_bench, verilator
 
 COUNT, SOURCE, DESTINATION = 16, 0, 64
 QUIET = {"read_latency": 4, "write_latency": 4, "read_stall": 0, "response_stall": 0,
-         "write_stall": 0, "answer_stall": 0, "seed": 1, "descriptor": 128,
-         "read_base": SOURCE, "read_limit": SOURCE + COUNT,
-         "write_base": DESTINATION, "write_limit": DESTINATION + COUNT}
+         "write_stall": 0, "answer_stall": 0, "seed": 1, "memory_first": 0,
+         "descriptor": 128, "descriptor_words": 16}
 
 
 @pytest.fixture(scope="module", params=[16, 32], ids=["vector16", "vector32"])
@@ -27,21 +26,28 @@ def simulator(request):
     return built, request.param // 2
 
 
-def run(simulator, folder, jobs):
-    """Run copies; each job is (memory settings, fault) or just settings. Answers and windows."""
+def run(simulator, folder, jobs, base=0):
+    """Run copies; each job is (memory settings, fault). Answers, what was loaded and read back.
+
+    What is loaded lies ``base`` words further up than the core expects it.
+    """
     built, width = simulator
     rng = np.random.default_rng(1)
     written = []
+    windows = {"read_base": base + SOURCE, "read_limit": base + SOURCE + COUNT,
+               "write_base": base + DESTINATION, "write_limit": base + DESTINATION + COUNT}
     for number, (settings, fault) in enumerate(jobs):
         words = rng.integers(0, 256, (COUNT + 3, width), np.uint8)
         with open(folder / f"{number}.load", "wb") as file:
             for first, part in ((SOURCE, words[:COUNT]), (DESTINATION + COUNT - 1, words[COUNT:])):
-                file.write(np.array([first, len(part)], ">u4").tobytes() + part[:, ::-1].tobytes())
+                file.write(np.array([base + first, len(part)], ">u4").tobytes()
+                           + part[:, ::-1].tobytes())
         written.append(words)
         (folder / f"{number}.json").write_text(json.dumps({
-            "memory": QUIET | settings, "writes": [[6, 40], [5, fault]], "limit": 20_000,
+            "memory": QUIET | windows | settings, "writes": [[6, 40], [5, fault]],
+            "limit": 20_000,
             "reads": [3, 8, 7], "rereads": [[[[6, 7]], [7, 7, 7]]],
-            "dump": [DESTINATION, COUNT + 1]}))
+            "dump": [base + DESTINATION, COUNT + 1]}))
     (folder / "end").write_text(str(len(jobs)))
     verilator.run(built, "sim.layer_bench", folder=folder)
     for number, words in enumerate(written):
@@ -71,6 +77,15 @@ def test_copies_whatever_stalls(simulator, tmp_path):
         assert (answer["reads"], answer["writes"]) == (COUNT, COUNT)
         count += 1
     assert count == len(jobs)
+
+
+def test_memory_may_begin_anywhere(simulator, tmp_path):
+    """What is loaded, and read back, lies behind the first word; the rest does not exist."""
+    [(answer, words, dump)] = run(simulator, tmp_path, [({"memory_first": 512}, 0)], base=512)
+    assert answer["violations"] == [
+        "a read lay outside the memory", "a write lay outside the memory",
+        "a read lay outside the read window", "a write lay outside the write window"]
+    assert (dump[COUNT] == words[COUNT + 1]).all()
 
 
 def test_latency_and_throughput(simulator, tmp_path):
