@@ -101,8 +101,8 @@ def test_toml_errors(tmp_path, text, message):
 
 
 def test_unknown_preset():
-    text = ("preset must be one of tiny, small, small-dense, medium, medium-dense, large or the path"
-            " of a .toml file, not 'smal'")
+    text = ("preset must be one of tiny, small, small-dense, medium, medium-dense, large or the"
+            " path of a .toml file, not 'smal'")
     with pytest.raises(ConfigError, match=f"^{re.escape(text)}$"):
         load("smal")
 
