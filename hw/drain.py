@@ -1,7 +1,7 @@
 """What follows the lanes of a PE: the schedule of its scale units and the way of finished sums."""
 
-from amaranth import Cat, Module, Signal, signed
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth import Module, Mux, Signal, signed
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .scale_unit import (
@@ -73,6 +73,23 @@ def delay(m, value, cycles, name):
     return value
 
 
+def choose(number, values):
+    """One of 2^n values, by n/2 levels of two 4-input functions a bit."""
+    if len(values) == 1:
+        return values[0]
+    if len(values) == 2:
+        return Mux(number[0], values[1], values[0])
+    if len(values) > 4:
+        quarter = len(values) // 4
+        values = [choose(number, values[first:first + quarter])
+                  for first in range(0, len(values), quarter)]
+        number = number[quarter.bit_length() - 1:]
+    low, high = number[0], number[1]
+    # the first function passes the second one its choice where it has nothing else to say
+    first = Mux(high, low.replicate(len(values[0])), Mux(low, values[1], values[0]))
+    return Mux(high, (first & values[3]) | (~first & values[2]), first)
+
+
 def connect_drain(m, drain, results, groups, weight_scales):
     """Connect a `Drain` with ``groups``, the parts with a scale unit each, and with `Results`.
 
@@ -88,7 +105,7 @@ def connect_drain(m, drain, results, groups, weight_scales):
         ]
     m.d.comb += [
         results.push.eq(drain.flush), results.part.eq(drain.flush_part),
-        results.last.eq(drain.flush_last),
+        results.left.eq(drain.flush_left),
     ]
 
 
@@ -108,9 +125,9 @@ class Drain(wiring.Component):
         Read of the weight scales of a step, two cycles ahead of it.
     step, first, last, scale, advance : ``Out``
         To all scale units, see `ScaleUnit`.
-    flush, flush_part, flush_last : ``Out``
-        The sums that units ``flush_part`` * V/4 and the next ones show are a chunk;
-        ``flush_last``: the last of its unit of work.
+    flush, flush_part, flush_left : ``Out``
+        The sums that units ``flush_part`` * V/4 and the next ones show are a chunk, the first of
+        ``flush_left`` of its unit of work that have not left.
     """
 
     lead = 1
@@ -130,7 +147,7 @@ class Drain(wiring.Component):
             "advance": Out(1),
             "flush": Out(1),
             "flush_part": Out(range(max(2, self.parts_of_row))),
-            "flush_last": Out(1),
+            "flush_left": Out(range(chunks_of_tile(config, side) + 1)),
         })
 
     def elaborate(self, platform):
@@ -171,8 +188,8 @@ class Drain(wiring.Component):
         with m.If(self.step & self.last & (~requested | begins)):
             m.d.comb += ended.eq(chunks)
         final = delay(m, ended, ScaleUnit.latency - 1, "final")
-        left = Signal.like(chunks)
-        m.d.comb += [self.flush.eq(left != 0), self.flush_last.eq(left == 1)]
+        left = self.flush_left
+        m.d.comb += self.flush.eq(left != 0)
         last_part = Signal()
         m.d.comb += [
             last_part.eq(self.flush_part == self.parts_of_row - 1),
@@ -255,8 +272,10 @@ class Results(wiring.Component):
     -------
     push : ``In(1)``
         A chunk ends here; there is room, because `Throttle` has reserved it.
-    part, last : ``In``
-        It is sums ``part`` * V/4 and the next ones; it is the last of its unit of work.
+    part : ``In``
+        It is sums ``part`` * V/4 and the next ones.
+    left : ``In``
+        Chunks of its unit of work that have not been pushed, this one among them.
     sums : ``In``
         What the scale units show.
     o : ``Out(stream)``
@@ -274,7 +293,7 @@ class Results(wiring.Component):
         super().__init__({
             "push": In(1),
             "part": In(range(max(2, self.parts_of_row))),
-            "last": In(1),
+            "left": In(range(chunks_of_tile(config, side) + 1)),
             "sums": In(data.ArrayLayout(signed(tile_sum_width(config)), units)),
             "o": Out(stream.Signature(chunk_layout(config))),
             "returned": Out(1),
@@ -283,21 +302,51 @@ class Results(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         width, quad = tile_sum_width(self.config), self.config.quad
-        bits = width * quad
-        depth = capacity(self.config, self.side) * chunks_of_tile(self.config, self.side)
-        m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=bits + 1, depth=depth)
+        bits, units = width * quad, capacity(self.config, self.side)
+        depth = units * chunks_of_tile(self.config, self.side)
+
+        # No chunk is read in the cycle in which it is written, and none is written over.
+        m.submodules.queue = queue = memory.Memory(
+            shape=bits, depth=depth, init=[], attrs={"no_rw_check": 1})
+        write, read = queue.write_port(), queue.read_port()
+        waiting, fetch = Signal(range(depth + 1)), Signal()
+        taken = self.o.valid & self.o.ready
         sums = self.sums.as_value()
-        with m.Switch(self.part):
-            for part in range(self.parts_of_row):
-                with m.Case(part):
-                    m.d.comb += queue.w_data.eq(Cat(sums[part * bits:(part + 1) * bits], self.last))
         m.d.comb += [
-            queue.w_en.eq(self.push),
-            self.o.valid.eq(queue.r_rdy),
-            queue.r_en.eq(self.o.ready),
-            self.returned.eq(queue.r_rdy & self.o.ready & queue.r_data[bits]),
+            fetch.eq((waiting != 0) & (~self.o.valid | self.o.ready)),
+            write.en.eq(self.push),
+            write.data.eq(choose(self.part, [
+                sums[first:first + bits] for first in range(0, len(sums), bits)])),
+            read.en.eq(fetch),
         ]
         m.d.comb += [
-            self.o.payload[number].eq(queue.r_data[number * width:(number + 1) * width].as_signed())
+            self.o.payload[number].eq(read.data[number * width:(number + 1) * width].as_signed())
             for number in range(quad)]
+        m.d.sync += [
+            waiting.eq(waiting + self.push - fetch),
+            write.addr.eq(write.addr + self.push),
+            read.addr.eq(read.addr + fetch),
+            self.o.valid.eq(fetch | (self.o.valid & ~self.o.ready)),
+        ]
+
+        # Chunks of each unit of work, written with its first one.
+        m.submodules.sizes = sizes = memory.Memory(
+            shape=self.left.shape(), depth=units, init=[], attrs={"no_rw_check": 1})
+        write_size, size = sizes.write_port(), sizes.read_port(domain="comb")
+        begins, number = Signal(init=1), Signal.like(self.left)
+        m.d.comb += [
+            write_size.en.eq(self.push & begins),
+            write_size.data.eq(self.left),
+            self.returned.eq(taken & (number + 1 == size.data)),
+        ]
+        m.d.sync += [
+            write_size.addr.eq(write_size.addr + write_size.en),
+            size.addr.eq(size.addr + self.returned),
+        ]
+        with m.If(self.push):
+            m.d.sync += begins.eq(self.left == 1)
+        with m.If(self.returned):
+            m.d.sync += number.eq(0)
+        with m.Elif(taken):
+            m.d.sync += number.eq(number + 1)
         return m

@@ -13,8 +13,9 @@ from tests.pe_model import STALLS, simulate
 from tests.test_scale_unit import activation_scale
 
 EIGHT = replace(TINY, name="eight", sparse_lanes=32, sparse_scale_units=4)
-CASES = [(TINY, "dense"), (TINY, "sparse"), (EIGHT, "sparse"), (SMALL, "dense"), (SMALL, "sparse"),
-         (LARGE, "sparse")]
+ROW = replace(TINY, name="row", sparse_lanes=32, sparse_scale_units=32)
+CASES = [(TINY, "dense"), (TINY, "sparse"), (EIGHT, "sparse"), (ROW, "sparse"), (SMALL, "dense"),
+         (SMALL, "sparse"), (LARGE, "sparse")]
 
 
 def of_case(function):
@@ -30,6 +31,7 @@ def test_distances_of_presets():
     """Steps and units of work as they follow from lanes and units, by hand."""
     expected = {
         ("tiny", "dense"): (1, 1), ("tiny", "sparse"): (4, 4), ("eight", "sparse"): (8, 8),
+        ("row", "sparse"): (1, 8),
         ("small", "dense"): (1, 2), ("small", "sparse"): (2, 9), ("large", "sparse"): (2, 9)}
     assert expected == {(config.name, side): (steps(config, side), unit_cycles(config, side))
                         for config, side in CASES}
@@ -69,7 +71,7 @@ def test_schedule(config, side):
             final = cycle + Drain.lead + depth + ScaleUnit.latency
             for chunk in range(chunks):
                 expect(final + chunk, flush=1, flush_part=chunk % parts,
-                       flush_last=chunk + 1 == chunks, advance=chunk % parts == parts - 1)
+                       flush_left=chunks - chunk, advance=chunk % parts == parts - 1)
             flushes += chunks
 
     async def bench(ctx):
@@ -158,7 +160,7 @@ def test_results(config, side, o_stall):
                 part = chunk % parts
                 ctx.set(dut.push, 1)
                 ctx.set(dut.part, part)
-                ctx.set(dut.last, chunk + 1 == chunks)
+                ctx.set(dut.left, chunks - chunk)
                 ctx.set(dut.sums, sums)
                 pushed.append((sums[part * config.quad:(part + 1) * config.quad],
                                chunk + 1 == chunks))
@@ -192,6 +194,7 @@ def test_latency_of_results():
 
     async def bench(ctx):
         ctx.set(dut.push, 1)
+        ctx.set(dut.left, 1)
         ctx.set(dut.sums, [1, -2, 3, -4])
         cycles = 0
         while not ctx.get(dut.o.valid):
