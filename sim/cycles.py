@@ -38,28 +38,32 @@ ROOM = 1
 # Cycles from one run to the next where it is loaded: from the last chunk taken to the strobe.
 HANDOVER = 2
 
-# Loading, see `hw.loader` and `hw.code_loader`: from the permutation to the first run, of a run
-# besides the memory's latency, and from the end of a run to the start of the next one's load.
-JOB_SIZES = 13
+# Loading, see `hw.loader` and `hw.code_loader`: sizes of a job's first run; a run besides the
+# latency of memory; a row that waits until it is known what those before it take; the next run.
+JOB_SIZES = 10
+RUN_LOAD = 5
+ROW_WAIT = 8
+NEXT_LOAD = 9
 TABLE_LEAST = 6
-RUN_LOAD = 7
-NEXT_LOAD = 12
-# The sequencer: a descriptor besides its words and latency; from a run taken to the next job.
+# The sequencer: a descriptor besides its words and latency; from a run offered to the next job;
+# from the last chunk taken to the end of the chain, besides the latency of memory.
 DESCRIPTOR = 12
-NEXT_JOB = 2
+NEXT_JOB = 12
+FINISH = 4
 
 # What `Layer.runs` says of a run. Issues, stalls and what else cycles go to are summed over the PEs
 # of a side; ``stall`` counts the cycles in which any PE waits for room; products are those of one
 # output, of two nibbles each for MX8, on the sparse side without zeros.
 RUN = ("row", "rows", "input_row", "input_rows", "input_pixels", "words", "entries", "feed",
-       "compute", "dense_busy", "sparse_busy", "stall", "chunks",
+       "row_waits", "compute", "dense_busy", "sparse_busy", "stall", "chunks",
        "dense_issue", "dense_scale", "dense_empty", "dense_room",
        "sparse_issue", "sparse_scale", "sparse_empty", "sparse_room",
        "dense_products", "sparse_products")
 COLUMN = {name: place for place, name in enumerate(RUN)}
-(ROW, ROWS, INPUT_ROW, INPUT_ROWS, INPUT_PIXELS, WORDS, ENTRIES, FEED, COMPUTE, DENSE_BUSY,
- SPARSE_BUSY, STALL, CHUNKS, DENSE_ISSUE, DENSE_SCALE, DENSE_EMPTY, DENSE_ROOM, SPARSE_ISSUE,
- SPARSE_SCALE, SPARSE_EMPTY, SPARSE_ROOM, DENSE_PRODUCTS, SPARSE_PRODUCTS) = range(len(RUN))
+(ROW, ROWS, INPUT_ROW, INPUT_ROWS, INPUT_PIXELS, WORDS, ENTRIES, FEED, ROW_WAITS, COMPUTE,
+ DENSE_BUSY, SPARSE_BUSY, STALL, CHUNKS, DENSE_ISSUE, DENSE_SCALE, DENSE_EMPTY, DENSE_ROOM,
+ SPARSE_ISSUE, SPARSE_SCALE, SPARSE_EMPTY, SPARSE_ROOM, DENSE_PRODUCTS,
+ SPARSE_PRODUCTS) = range(len(RUN))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,7 +186,7 @@ def count_maps(counts, kernel, config):
 
 @numba.njit(cache=True)
 def form_runs(entries, feed, words, limits, most, reach, tile, runs):
-    """Divide a job into runs by the loader's rule; returns how many, columns ROW to FEED filled.
+    """Divide a job into runs by the loader's rule: how many; columns ROW to ROW_WAITS are filled.
 
     ``entries``, ``feed``: (H, W); ``words``: of a pixel; ``limits``: halves of the record, entry
     and code buffers; ``most``: records, entries and words that a pixel may take; ``tile``: first
@@ -199,11 +203,17 @@ def form_runs(entries, feed, words, limits, most, reach, tile, runs):
         begin = max(0, row - reach)
         line = begin
         used, fed = 0, 0
+        # What is known when the last row that waited was asked for, and rows since then.
+        sure, pending, waits = 0, 0, 0
         while line < needed:
             if ((line - begin + 1) * size * most[0] > limits[0]
                     or used + size * most[1] > limits[1]
                     or (line - begin) * size * words + size * most[2] > limits[2]):
                 break
+            if sure + (pending + 1) * size * most[1] > limits[1]:
+                sure, pending = used, 0
+                waits += 1
+            pending += 1
             for x in range(left, right):
                 used += entries[line, x]
                 fed += feed[line, x]
@@ -219,6 +229,7 @@ def form_runs(entries, feed, words, limits, most, reach, tile, runs):
         runs[number, WORDS] = (line - begin) * size * words
         runs[number, ENTRIES] = used
         runs[number, FEED] = fed
+        runs[number, ROW_WAITS] = waits
         number += 1
         row = stop
     return number
@@ -499,11 +510,15 @@ class Layer:
         halves = 1 + any(
             getattr(config, f"{side}_pes") and getattr(config, f"{side}_scale_units") < vector // 2
             for side in ("dense", "sparse"))
-        weights = taps * planes * (dense * tiles + (channels - dense) * words)
+        taken = taps * planes * channels * words
+        weights = taps * planes * (dense * np.maximum(tiles, words) + (channels - dense) * words)
+        # A position of MX8 without a channel takes a cycle.
+        pads = np.where(planes == 2, 32 - channels, 0)
         setup = np.where(
             self.keeps_weights, 0,
             latency + 1 + slots // config.quad + np.maximum(16 * words, TABLE_LEAST + latency)
-            + 2 * taps * words * halves + weights) + JOB_SIZES
+            + 2 * taps * words * halves + weights + pads - np.minimum(JOB_SIZES, weights - taken))
+        setup += JOB_SIZES
         rows = np.stack([
             taps * planes * tiles * pitch * (config.dense_pes > 0),
             taps * planes * own * sparse_pitch * (config.sparse_pes > 0),
@@ -513,11 +528,13 @@ class Layer:
                            config.weight_scale_depth, config.weight_scale_depth])
         width = runs[:, INPUT_PIXELS] // runs[:, INPUT_ROWS]
         loads = (runs[:, INPUT_ROWS] * (_ceil(width, vector // 2) + 1) + runs[:, FEED] + latency
-                 + RUN_LOAD)
+                 + RUN_LOAD + runs[:, ROW_WAITS] * (latency + ROW_WAIT))
         residuals = runs[:, CHUNKS] * self.residual
         descriptor = DESCRIPTOR + 256 // vector + latency
-        return timeline(self.place, ends, runs[:, COMPUTE].copy(), loads, residuals,
-                        self.gives_results, setup, self.keeps_weights, rows, depths, descriptor)
+        cycles, waited, loading = timeline(
+            self.place, ends, runs[:, COMPUTE].copy(), loads, residuals, self.gives_results, setup,
+            self.keeps_weights, rows, depths, descriptor)
+        return cycles + FINISH + latency, waited, loading
 
 
 @numba.njit(cache=True)
@@ -535,14 +552,14 @@ def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps
     descriptor : cycles to fetch and check a descriptor
     """
     start = descriptor                # strobe that gives a job to the loader
-    taken, released = 0, 0            # of the last run: handed over; its last chunk taken
-    before = 0                        # the same of the run before it
+    offered, opened = 0, 0            # of the last job: all of it loaded; its first run taken
+    released, before = 0, 0           # last chunk of the last run, and of the run before it, taken
     begun, rate = 0, 0.0              # the last run's strobe, and residual words a cycle
     old = np.zeros(4, dtype=np.int64)
     waited, loading = 0, 0
     for job in range(len(place)):
         if job:
-            start = max(taken + NEXT_JOB, start + descriptor)
+            start = max(offered + NEXT_JOB, opened + NEXT_JOB, start + descriptor)
         free = start
         first = ends[place[job] - 1] if place[job] else 0
         if not keeps[job]:
@@ -556,17 +573,18 @@ def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps
         loading += setup[job]
         for number in range(first, ends[place[job]]):
             if number > first:
-                free = max(free + NEXT_LOAD, before)
-            else:
-                free = max(free, before)
-            free = delayed(free, loads[number], begun, released, rate)
+                free += NEXT_LOAD
+            free = delayed(max(free, before), loads[number], begun, released, rate)
             loading += loads[number]
             taken = max(free, released)
             waited += taken - released
+            if number == first:
+                opened = taken
             begun = taken + HANDOVER - 1
             before = released
             released = begun + compute[number] + 1
             rate = residuals[number] / compute[number] if gives_results[job] else 0.0
+        offered = free
     return released, waited, loading
 
 
