@@ -382,15 +382,22 @@ class Estimate:
         words = _ceil(positions, self.config.vector)
         limit = dense_words(self.shape, self.config, words * self.config.vector, self.dense_limit)
         best = math.inf
-        for step in range(16 * limit + 1):
-            part = step / 16     # words of the dense side; one of them may be divided by pixels
-            cost = max(part, self.config.dense_steps) * dense if part else 0.0
-            if part < words:
-                left = nonzeros_left(part / words, self.density[0]) * positions
-                cost = max(cost, self.group(left) * sparse)
+        # So many words are the dense side's; a boundary word is so at some of the output pixels.
+        for low, part in ((step // 16, step % 16 / 16) for step in range(16 * limit + 1)):
+            cost = 0.0
+            if low or part:
+                cost = dense * ((1 - part) * self.words(low) + part * self.words(low + 1))
+            if low < words:
+                left = [self.group(positions * nonzeros_left(taken / words, self.density[0]))
+                        for taken in (low, min(low + 1, words))]
+                cost = max(cost, sparse * ((1 - part) * left[0] + part * left[1]))
             if cost < best:
-                best, self.split[positions, outputs] = cost, int(part)
+                best, self.split[positions, outputs] = cost, low
         return best
+
+    def words(self, count):
+        """Cycles of a dense group of this many words."""
+        return max(count, self.config.dense_steps) if count else 0
 
     def mx_tap(self, positions, outputs, share):
         dense, sparse = self.rates(outputs)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import re
+import types
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from golden import network
+from golden import detector, network, requantizer
 from golden.presets import PRESETS
 from hw.config import LARGE, MEDIUM, SMALL, SMALL_DENSE, TINY, ConfigError
 from hw.descriptor import Error, Format
 from sim import tiler
+from sim.cycles import layer_cycles
 from sim.shape import FitError, Shape
 from tests.strategies import many
 
@@ -269,3 +271,30 @@ def test_density():
     (0.5, 0, 0.5), (0.5, 1, 0), (0.5, 0.5, 0.125), (1, 0.25, 0.75), (0.75, 0, 0.75)])
 def test_nonzeros_left(density, taken, left):
     assert tiler.nonzeros_left(taken, density) == pytest.approx(left)
+
+
+@pytest.mark.parametrize("config", [SMALL, MEDIUM, SMALL_DENSE], ids=["small", "medium", "dense"])
+@pytest.mark.parametrize("format", [Format.A4U, Format.MX8])
+def test_estimates_are_near_the_cycle_model(config, format):
+    """For channels as unlike as supposed; exact cycles are those of `sim.cycles`."""
+    rng = np.random.default_rng(4)
+    shape = Shape(format=format, kernel=3, height=16, width=16, channels=(64,), outputs=64,
+                  vector=config.vector, residual=False)
+    shares = rng.permutation(np.linspace(1, 0, 64))[:, None, None]
+    filled = rng.random((64, 16, 16)) < shares
+    codes = torch.from_numpy(rng.integers(1, 16, filled.shape) * 17 % 128 * filled)
+    if not shape.mx:
+        codes = codes % 16
+    nonzero = float((codes != 0).double().mean())
+    found = tiler.plan(shape, config, tiler.density(shape, nonzero))
+    valid = torch.ones(64, dtype=torch.bool)
+    tensor = requantizer.Codes(codes, torch.zeros(1, 16, 16, dtype=torch.int64),
+                               (codes == 0).sum((1, 2)), 0, valid, requantizer.Format(format), 16)
+    if shape.mx:
+        lists = detector.natural_lists(valid)
+    else:
+        lists = detector.balanced_lists(tensor.zero_counts, 256, found.costs, valid, 16,
+                                        found.tile_channels, found.dense_limit, True,
+                                        config.sparse_pes > 0)
+    exact = layer_cycles(found, types.SimpleNamespace(codes=tensor, lists=lists), config)
+    assert found.chosen.compute == pytest.approx(exact["compute_cycles"], rel=0.12)
