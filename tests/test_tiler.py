@@ -297,4 +297,4 @@ def test_estimates_are_near_the_cycle_model(config, format):
                                         found.tile_channels, found.dense_limit, True,
                                         config.sparse_pes > 0)
     exact = layer_cycles(found, types.SimpleNamespace(codes=tensor, lists=lists), config)
-    assert found.chosen.compute == pytest.approx(exact["compute_cycles"], rel=0.12)
+    assert found.chosen.compute == pytest.approx(exact["compute_cycles"], rel=0.15)
