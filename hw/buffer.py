@@ -11,7 +11,8 @@ class Buffer(wiring.Component):
     """A memory with one write and one read port.
 
     A read takes `latency` = 2 cycles (block RAM and its output register) and one can start every
-    cycle. A word that is written while it is read comes out as it was before.
+    cycle. A word that is written while it is read comes out as it was before in simulation, but as
+    anything in block RAM: what waits for such a read must not use it.
 
     Parameters
     ----------
@@ -57,7 +58,9 @@ class Buffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.store = store = memory.Memory(shape=self.width, depth=self.depth, init=[])
+        m.submodules.store = store = memory.Memory(
+            shape=self.width, depth=self.depth, init=[],
+            attrs={"no_rw_check": 1})   # or synthesis adds logic that keeps the old word
         write = store.write_port(granularity=self.width // self.columns)
         read = store.read_port()
         requested = Signal()
