@@ -14,7 +14,7 @@ test: $(READY)   ## Run the tests that take less than 20 minutes in all.
 	PYTHONWARNINGS=error $(RUN)python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 test-full: $(READY)  ## Run all tests.
 	PYTHONWARNINGS=error $(RUN)python -m pytest -n auto --dist worksteal $(ARGS)
-bench: $(READY)  ## Measure Verilog seconds, simulation speed, cycles: build/bench.
+bench: $(READY)  ## Measure the array on the cycle model, and the tools: build/bench.
 	$(RUN)sqdm bench --out build/bench $(ARGS)
 verilog: $(READY)  ## Write the Verilog of the preset small: build/verilog.
 	$(RUN)sqdm generate --preset small --out build/verilog $(ARGS)

@@ -592,6 +592,9 @@ def profile(
         bool, typer.Option(help="Count the codes of an image in exact integers: minutes.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn, or of the image.")] = 0,
+    objective: Annotated[
+        str, typer.Option(help="What jobs are chosen for: total cycles, or those of compute.")
+    ] = "total",
     explain: Annotated[
         bool, typer.Option(help="Print how and why each layer is divided into jobs.")
     ] = False,
@@ -631,17 +634,18 @@ def profile(
         wanted = parse_evaluations(evaluations, quantized)
     if explain:
         for subject in subjects:
-            print(profiler.plan_of(subject, config).explain(subject.name))
+            print(profiler.plan_of(subject, config, objective).explain(subject.name))
     with task("cycles", len(wanted) * len(subjects)) as advance, one_thread():
         if exact:
             source = "codes"
-            subjects, rows = profiler.exact(quantized, config, wanted, seed=seed, progress=advance)
+            subjects, rows = profiler.exact(
+                quantized, config, wanted, objective=objective, seed=seed, progress=advance)
         else:
             rows = profiler.profile(subjects, config, wanted, threshold=threshold, oracle=oracle,
-                                    seed=seed, progress=advance)
+                                    objective=objective, seed=seed, progress=advance)
     facts = {"model": model, "source": source, "seed": seed, "threshold": threshold,
-             "oracle": oracle, "zeros": zeros}
-    result = profiler.report(subjects, rows, config, facts)
+             "oracle": oracle, "zeros": zeros, "objective": objective}
+    result = profiler.report(subjects, rows, config, facts, objective)
     _print_table(profiler.table(result))
     if json_file:
         _write_json(json_file, result)
@@ -695,21 +699,40 @@ def demo(
 @app.command()
 def bench(
     model: Annotated[str, typer.Option(help="Shipped name or path of the model.")] = "mnist32",
+    preset: Annotated[
+        str, typer.Option(help="Name of the configuration whose array is measured.")
+    ] = "medium",
+    evaluations: Annotated[str, typer.Option(help="Numbers like 0,9,17 or 0-3, or all.")] = "all",
+    areas: Annotated[
+        Path | None, typer.Option(help="JSON of areas, see docs/architecture.md.")
+    ] = None,
+    tools: Annotated[
+        bool, typer.Option(help="Build simulators and measure them, too: minutes.")
+    ] = True,
     out: Out = Path("build/bench"),
 ):
-    """Measure seconds for Verilog and simulators, speed of simulation, and cycles of presets."""
-    from sim import demo, measure
+    """Measure the array on the cycle model, and the tools: Verilog, simulators and their speed."""
+    from hw import config as presets
+    from sim import benchmark, demo, measure
 
     out = _output_folder(out)
-    results = measure.measure(model)
-    _write_json(out / "report.json", results)
-    _print_table(measure.measure_table(results))
-    _print_table(demo.cycles_table({
-        preset: found["cycles_by_format"] for preset, found in results["presets"].items()}))
+    config = presets.load(preset)
+    report = benchmark.measure(model, config, evaluations, areas)
+    text = benchmark.markdown(report)
+    _write(out / "report.md", text)
+    _write_json(out / "report.json", report)
+    print(text)
+    if tools:
+        report["tools"] = measure.measure(model)
+        _write_json(out / "report.json", report)
+        _print_table(measure.measure_table(report["tools"]))
+        _print_table(demo.cycles_table({
+            name: found["cycles_by_format"]
+            for name, found in report["tools"]["presets"].items()}))
     print(out / "report.json")
-    for preset, found in results["presets"].items():
+    for name, found in report["tools"]["presets"].items() if tools else ():
         if found["mismatch"] is not None:
-            raise CheckError(f"the RTL of {preset} differs: {found['mismatch']}")
+            raise CheckError(f"the RTL of {name} differs: {found['mismatch']}")
 
 
 if __name__ == "__main__":

@@ -182,10 +182,11 @@ def shifted(subjects, zeros):
             if subject.labelled else subject for subject in subjects]
 
 
-def plan_of(subject, config):
+def plan_of(subject, config, objective="total"):
     """`sim.tiler.Plan` of a subject, for its mean share of non-zero codes."""
     return tiler.plan(subject.shape, config,
-                      tiler.density(subject.shape, float(subject.nonzero.mean())))
+                      tiler.density(subject.shape, float(subject.nonzero.mean())),
+                      objective=objective)
 
 
 class Run:
@@ -196,12 +197,13 @@ class Run:
     subject : Subject
     config : hw.config.Config
     threshold : share of zeros from which a channel is sparse; None: balanced lists
+    objective : of `sim.tiler.plan`
     """
 
-    def __init__(self, subject, config, threshold=None):
+    def __init__(self, subject, config, threshold=None, objective="total"):
         self.subject, self.config, self.threshold = subject, config, threshold
         shape = subject.shape
-        self.plan = plan_of(subject, config)
+        self.plan = plan_of(subject, config, objective)
         self.layer = Layer(shape.kernel, self.plan.jobs, self.plan.share, config, shape.residual)
         order, _ = slots(list(shape.channels), config.vector)
         if shape.format == Format.IN16:
@@ -328,7 +330,8 @@ def requantize_cycles(shape, plan, latency):
     return pixel * shape.pixels + lists + (shape.vector + 8) * words + 30 + latency
 
 
-def profile(subjects, config, wanted, *, threshold=None, oracle=False, seed=0, progress=None):
+def profile(subjects, config, wanted, *, threshold=None, oracle=False, objective="total", seed=0,
+            progress=None):
     """Rows of `measure`, with ``evaluation``, for all subjects in these evaluations.
 
     Parameters
@@ -338,6 +341,7 @@ def profile(subjects, config, wanted, *, threshold=None, oracle=False, seed=0, p
     wanted : numbers of evaluations
     threshold : share of zeros from which a channel is sparse; None: balanced lists
     oracle : lists follow from the counts of the evaluation itself
+    objective : of `sim.tiler.plan`
     seed : of what is drawn
     progress : callable, called after each layer and evaluation, or None
 
@@ -346,7 +350,7 @@ def profile(subjects, config, wanted, *, threshold=None, oracle=False, seed=0, p
     sim.shape.FitError
         If a layer does not fit the core.
     """
-    runs = [Run(subject, config, threshold) for subject in subjects]
+    runs = [Run(subject, config, threshold, objective) for subject in subjects]
     rows = []
     for evaluation in wanted:
         for number, run in enumerate(runs):
@@ -358,7 +362,7 @@ def profile(subjects, config, wanted, *, threshold=None, oracle=False, seed=0, p
     return rows
 
 
-def exact(model, config, wanted, *, seed=0, progress=None):
+def exact(model, config, wanted, *, objective="total", seed=0, progress=None):
     """Rows of the codes of a model's first image of ``seed``, in exact integers: (subjects, rows).
 
     Lists are balanced; the others as for `profile`.
@@ -367,7 +371,8 @@ def exact(model, config, wanted, *, seed=0, progress=None):
     rows = []
     for call, counts in sampling.layer_calls(model, config, wanted, list(model.layers), seed=seed):
         subject = subjects[call.name]
-        plan = tiler.plan_for(call, config)
+        plan = plan_of(subject, config, objective)
+        call = tiler.adjusted(call, plan)
         result = golden_layer.run(call, counts, config.vector, dense=config.dense_pes > 0,
                                   sparse=config.sparse_pes > 0)
         layer = Layer(subject.shape.kernel, plan.jobs, plan.share, config, subject.shape.residual)
@@ -438,7 +443,7 @@ def totals(rows, config):
     return found
 
 
-def report(subjects, rows, config, facts):
+def report(subjects, rows, config, facts, objective="total"):
     """Everything as plain data, with keys that stay.
 
     ``layers``: for each subject its sizes, the sums of `totals` over its rows, and the rows;
@@ -446,7 +451,7 @@ def report(subjects, rows, config, facts):
     the A4 layers, ``mxint8`` of the others. ``dense_compute`` is what an all-dense core takes.
     ``facts`` come first.
     """
-    dense = dense_cycles(subjects, config)
+    dense = dense_cycles(subjects, config, objective)
     by_layer = {subject.name: [] for subject in subjects}
     by_evaluation = {}
     for row in rows:
@@ -486,13 +491,13 @@ def common(values):
     return max(values, key=values.count)
 
 
-def dense_cycles(subjects, config):
+def dense_cycles(subjects, config, objective):
     """Compute cycles of each layer on `all_dense`, by name; empty if there is no such core."""
     try:
         other = all_dense(config)
     except ValueError:
         return {}
-    rows = profile(subjects, other, [0])
+    rows = profile(subjects, other, [0], objective=objective)
     return {row["layer"]: row["compute"] for row in rows}
 
 
