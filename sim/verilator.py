@@ -114,6 +114,7 @@ def build(
     build_args: Sequence[str] = (),
     public: Iterable[tuple[str, str]] = (),
     cache_dir: Path | None = None,
+    optimize: bool = True,
 ) -> Path:
     """Return the simulator of `sources`, an executable named `top`, building it if need be.
 
@@ -138,6 +139,9 @@ def build(
         Signals below the top level that the bench reads or writes.
     cache_dir : Path
         By default :func:`cache_folder`.
+    optimize : bool
+        Whether the compiler optimizes; without, a build takes half as long and a simulation
+        several times longer.
 
     Raises
     ------
@@ -149,7 +153,11 @@ def build(
     control += [f'public_flat_rw -module "{module}" -var "{name}"' for module, name in signals]
     texts = {**sources, "public.vlt": "\n".join(control) + "\n"}
     build_args = [*build_args, *(f"-G{name}={value}" for name, value in (parameters or {}).items())]
-    tools = _digest(_tool_versions(), MAKE_VARIABLES)
+    variables = MAKE_VARIABLES
+    if not optimize:
+        variables = [variable.replace("=-O2", "=-O0") for variable in variables]
+        build_args = [*build_args, "--output-split", "0"]   # headers are read once
+    tools = _digest(_tool_versions(), variables)
     key = _digest([tools, top, str(waves)], build_args, texts, texts.values())
 
     cache = _checked_cache(cache_dir or cache_folder())
@@ -157,7 +165,7 @@ def build(
     with _locked(entry.with_suffix(".lock")):
         if not (entry / top).is_file():
             objects = cache / f"runtime-{tools[:24]}"
-            _compile(texts, top, waves, build_args, entry, objects)
+            _compile(texts, top, waves, build_args, variables, entry, objects)
             _prune(cache, keep=entry)
         os.utime(entry)
     return entry / top
@@ -270,7 +278,7 @@ def lint(sources: Mapping[str, str], top: str, waivers: Sequence[Waiver] = ()) -
     return left
 
 
-def _compile(texts, top, waves, build_args, entry, objects):
+def _compile(texts, top, waves, build_args, variables, entry, objects):
     """Build the simulator in a folder of its own, then move it to `entry`."""
     from cocotb_tools import runner
 
@@ -284,7 +292,7 @@ def _compile(texts, top, waves, build_args, entry, objects):
         shims.mkdir()
         _write_shims(shims)
         # MAKEFLAGS is replaced, not extended, so that an outer `make -j` does not reach the build.
-        variables = [*MAKE_VARIABLES, f"PYTHON3={sys.executable}", f"OBJCACHE={shims / 'objcache'}"]
+        variables = [*variables, f"PYTHON3={sys.executable}", f"OBJCACHE={shims / 'objcache'}"]
         with _environment(
             PATH=f"{shims}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             MAKEFLAGS=" ".join(variables),

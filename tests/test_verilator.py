@@ -107,6 +107,13 @@ def test_large_designs_link(monkeypatch):
     assert "-include Vtop__pch.h.fast" in (simulator.parent / "build.log").read_text()
 
 
+def test_compiles_without_optimizing(tmp_path):
+    simulator = verilator.build(SOURCES, "counter", optimize=False)
+    log = (simulator.parent / "build.log").read_text()
+    assert "-O0" in log and "-O2" not in log
+    assert len(verilator.run(simulator, BENCH, folder=tmp_path)) == 2
+
+
 def test_second_build_is_kept(counter, monkeypatch):
     monkeypatch.setattr(verilator, "_compile", None)
     assert verilator.build(SOURCES, "counter") == counter
@@ -125,6 +132,7 @@ def test_key_covers_everything(counter, monkeypatch):
         {"build_args": ["-Wno-lint"]},
         {"parameters": {"START": 1}},
         {"public": [("store", "words")]},
+        {"optimize": False},
     ):
         arguments = {"sources": SOURCES, "top": "counter", **change}
         with pytest.raises(LookupError):
