@@ -107,8 +107,9 @@ def test_large_designs_link(monkeypatch):
     assert "-include Vtop__pch.h.fast" in (simulator.parent / "build.log").read_text()
 
 
-def test_compiles_without_optimizing(tmp_path):
+def test_compiles_without_optimizing(counter, tmp_path):
     simulator = verilator.build(SOURCES, "counter", optimize=False)
+    assert simulator != counter
     log = (simulator.parent / "build.log").read_text()
     assert "-O0" in log and "-O2" not in log
     assert len(verilator.run(simulator, BENCH, folder=tmp_path)) == 2
@@ -132,7 +133,6 @@ def test_key_covers_everything(counter, monkeypatch):
         {"build_args": ["-Wno-lint"]},
         {"parameters": {"START": 1}},
         {"public": [("store", "words")]},
-        {"optimize": False},
     ):
         arguments = {"sources": SOURCES, "top": "counter", **change}
         with pytest.raises(LookupError):
@@ -176,8 +176,9 @@ def test_prune_drops_the_least_recently_used(tmp_path, monkeypatch):
 def test_bad_verilog_is_named(tmp_path):
     with pytest.raises(verilator.BuildError,
                        match=r"^simulator of top must build: %Error: top\.v:1:\d+: syntax error"):
-        verilator.build({"top.v": "module top(input clk); assign = ; endmodule"}, "top")
-    assert not list(verilator.cache_folder().glob("building-*"))
+        verilator.build({"top.v": "module top(input clk); assign = ; endmodule"}, "top",
+                        cache_dir=tmp_path)
+    assert not list(tmp_path.glob("building-*"))
 
 
 def test_absent_top_is_named():
