@@ -15,6 +15,8 @@ WAIVERS = (
     Waiver("CASEINCOMPLETE", "*", "the emitter assigns a default before each case, so that no"
            " latch comes of it; yosys checks that there is none"),
     Waiver("CASEOVERLAP", "*", "a priority choice is emitted as casez, the first match counts"),
+    Waiver("VARHIDDEN", "*", "a signal may have the name of the unit that it is in"),
+    Waiver("CMPCONST", "*", "each number is compared with a limit; the largest is never below it"),
     Waiver("SYMRSVDWORD", "*'interrupt'", "the usual name of that port"),
 )
 """Accepted warnings; anything else is an error of ours."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hw.config import PRESETS, SMALL_DENSE, TINY
+from hw.config import PRESETS, TINY
 from hw.verilog import MODULE, fold_initial_values, generate
 from sim.lint import lint_core
 
@@ -68,12 +68,19 @@ def lines(**changes):
     {"dense_lanes": 8},
     {"sparse_lanes": 64, "sparse_scale_units": 8},
     {"sparse_pes": 2},
+    {"dense_pes": 2},
 ])
 def test_twice_the_lanes_are_less_than_a_tenth_more_lines(tiny, grown):
     assert lines(**grown) < 1.1 * tiny[0].count("\n")
 
 
-@pytest.mark.parametrize("config", [TINY, SMALL_DENSE], ids=lambda config: config.name)
+def presets(*slow):
+    """The presets as parameters of a test; those named ``slow`` only in `make test-full`."""
+    return [pytest.param(config, id=name, marks=pytest.mark.slow if name in slow else ())
+            for name, config in PRESETS.items()]
+
+
+@pytest.mark.parametrize("config", presets("medium", "medium-dense", "large"))
 def test_lints_clean(config):
     assert lint_core(config) == []
 
