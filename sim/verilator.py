@@ -140,7 +140,7 @@ def build(
     cache_dir : Path
         By default :func:`cache_folder`.
     optimize : bool
-        Whether the compiler optimizes; without, a build takes half as long and a simulation
+        Whether the compiler optimizes; without, a build takes a third as long and a simulation
         several times longer.
 
     Raises

@@ -91,7 +91,8 @@ def configuration(number, draw, factors):
         units = powers(vector // 4, lanes)
         fields |= {f"{side}_lanes": lanes, f"{side}_scale_units":
                    units[draw[f"{side}_scale_units"] % len(units)]}
-    fields["max_channels"] = draw["tile_channels"] + draw["more_channels"]
+    # The network's input takes 64 slots at least.
+    fields["max_channels"] = max(64, draw["tile_channels"] + draw["more_channels"])
     fields["max_outputs"] = draw["tile_outputs"] + draw["more_outputs"]
     fields["detector_depth"] = fields["max_channels"] + draw["more_detector"]
     config = Config(result_depth=128, **fields)
