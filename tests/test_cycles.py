@@ -200,3 +200,70 @@ def test_cycles(config, mx):
                 if not expected[f"{side}_busy"]:
                     del found[f"{side}_busy"], expected[f"{side}_busy"]
             assert found == expected, f"seed {seed}, share {share}, {job}"
+
+
+def runs_of(config, kernel, job, counts):
+    """(first row, rows) of each run of a job, by the loader's rule; None if it does not fit."""
+    height, width = counts.feed.shape
+    entries = counts.entries.sum(0) if counts.mx else counts.entries[0]
+    reach = kernel // 2
+    columns = range(max(0, job.x - reach), min(width, job.x + job.width + reach))
+    end = job.y + job.height
+    row, found = job.y, []
+    while row < end:
+        line = max(0, row - reach)
+        records = used = words = 0
+        while line < min(height, end + reach):
+            size = len(columns)
+            if records + size * (1 + counts.mx) > config.record_depth // 2:
+                break
+            if config.sparse_pes and used + size * counts.most_entries > config.entry_depth // 2:
+                break
+            if config.dense_pes and words + size * counts.most_words > config.codes_depth // 2:
+                break
+            records += size * (1 + counts.mx)
+            used += int(sum(entries[line, x] for x in columns))
+            words += size * counts.most_words
+            line += 1
+        stop = end if line == min(height, end + reach) else line - reach
+        if stop <= row:
+            return None
+        found.append((row, stop - row))
+        row = stop
+    return found
+
+
+@pytest.mark.parametrize("mx", [False, True], ids=["a4", "mx8"])
+def test_runs(mx):
+    several = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        config = dataclasses.replace(
+            MEDIUM, record_depth=int(rng.choice((32, 64, 128))), entry_depth=256,
+            codes_depth=256)
+        height, width, kernel, job, share = random_job(rng, config, mx)
+        counts = random_counts(rng, config, mx, height, width)
+        layer = cycles.Layer(kernel, [job], share, config)
+        expected = runs_of(config, kernel, job, counts)
+        if expected is None:
+            with pytest.raises(ValueError, match="^the rows that a row of output needs"):
+                layer.runs([counts])
+            continue
+        runs, ends = layer.runs([counts])
+        assert [tuple(run[:2]) for run in runs.tolist()] == expected, f"seed {seed}"
+        assert ends.tolist() == [len(runs)]
+        several += len(runs) > 1
+        total, waited, loading = layer.total([counts], runs, ends)
+        assert total > runs[:, cycles.COLUMN["compute"]].sum() + waited
+        assert loading > 0
+    assert several >= 3
+
+
+def test_rows_that_do_not_fit_are_refused():
+    rng = np.random.default_rng(0)
+    config = dataclasses.replace(MEDIUM, record_depth=8)
+    counts = random_counts(rng, config, False, 8, 8)
+    job = tiler.Job(tile=0, slot=0, slots=32, output=0, outputs=32, y=0, x=0, height=8, width=8,
+                    accumulate=False, keep_sums=False, keep_weights=False)
+    with pytest.raises(ValueError, match="^the rows that a row of output needs must fit half"):
+        cycles.Layer(3, [job], 0, config).runs([counts])
