@@ -14,6 +14,7 @@ from .memory_guard import MemoryGuard, inside
 from .memory_port import MemoryPort
 from .parts import place
 from .post_processor import PostProcessor
+from .read_queue import ReadQueue
 from .register_file import RegisterFile
 from .registers import IDENTITY
 from .requantizer import Requantizer
@@ -76,6 +77,7 @@ class Core(wiring.Component):
         m.submodules.guard = guard = MemoryGuard(config)
         m.submodules.requantizer = requantizer = self.requantizer
         m.submodules.loader = loader = Loader(config)
+        m.submodules.queue = queue = ReadQueue(config)
         m.submodules.post_processor = post_processor = self.post_processor
         dense, sparse = (
             [place(m, f"{side}_{number}", f"{side}_pe", self.parts[f"{side}_pe"])
@@ -117,10 +119,13 @@ class Core(wiring.Component):
             self.interrupt.eq(sequencer.done),
         ]
 
-        # memory: residuals hold up results, so they go first; descriptors are never urgent
+        # memory: residuals hold up results, so they go first and never wait for the loader to take
+        # its words; descriptors are never urgent
         clients = (post_processor, requantizer, loader, sequencer)
+        wiring.connect(m, loader.read, queue.i)
         for number, client in enumerate(clients):
-            wiring.connect(m, client.read, getattr(arbiter, f"i_{number}"))
+            read = queue.o if client is loader else client.read
+            wiring.connect(m, read, getattr(arbiter, f"i_{number}"))
         wiring.connect(m, arbiter.o, guard.read)
         requantizing = Signal()
         with m.Switch(arbiter.owner):

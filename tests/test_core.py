@@ -10,17 +10,23 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from golden import detector, layer
 from hw import registers
 from hw.config import TINY
 from hw.descriptor import Error, Format, Kind, pack
 from hw.registers import COUNTERS
 from sim import lowering, random_layers, simulate, verilator
+from sim.cycles import layer_cycles
 from sim.simulate import MemoryModel
 
 WORDS = lowering.pack_words(pack(), TINY.vector).shape[0]   # port words of a descriptor
 SUMS = ("compute_cycles", "dense_busy", "sparse_busy", "dense_work", "sparse_work", "saturations",
         "jobs")
+
+
+COSTS = detector.Costs(10, 1, 0, 0)     # give both sides some of every layer
 
 
 @pytest.fixture(scope="module")
@@ -29,30 +35,30 @@ def simulator():
 
 
 def layers():
-    """Lowered layers one behind the other in memory, and the first word behind them."""
-    rng = np.random.default_rng(5)
+    """Layer calls, lowered one behind the other in memory, and the first word behind them."""
+    rng = np.random.default_rng(9)
     end, found = 0, []
     for number, chosen in enumerate((
             {"format": Format.A4U, "kernel": 3, "height": 6, "width": 5, "channels": (40, 9),
              "outputs": 40, "residual": True},
             {"format": Format.MX8, "kernel": 1, "height": 3, "width": 4, "channels": (33,),
              "outputs": 18, "residual": False},
-            {"format": Format.A4S, "kernel": 3, "height": 4, "width": 4, "channels": (20,),
+            {"format": Format.A4S, "kernel": 3, "height": 24, "width": 9, "channels": (30,),
              "outputs": 5, "residual": True},
             {"format": Format.IN16, "kernel": 1, "height": 2, "width": 3, "channels": (3,),
              "outputs": 16, "residual": False})):
         call, _ = random_layers.random_call(rng, TINY, name=f"layer {number}", **chosen)
         if chosen["format"] in (Format.A4U, Format.A4S):
-            call = dataclasses.replace(call, tile_channels=32, dense_limit=2, balance=None,
-                                       threshold=30000, detector_base=100 * number)
+            call = dataclasses.replace(call, tile_channels=32, dense_limit=2, balance=COSTS,
+                                       detector_base=100 * number)
         lowered = lowering.lower(call, TINY, base=end)
         end = max(region.limit for pass_ in (lowered.requantize, lowered.convolve)
                   for region in pass_.regions.values())
-        found.append(lowered)
-    return found, end
+        found.append((call, lowered))
+    return *zip(*found, strict=True), end
 
 
-LAYERS, END = layers()
+CALLS, LAYERS, END = layers()
 PASSES = [pass_ for lowered in LAYERS for pass_ in (lowered.requantize, lowered.convolve)]
 # (word, fields) of every descriptor, in order
 CHAIN = [(pass_.chain.address + WORDS * number, fields) for pass_ in PASSES
@@ -170,8 +176,14 @@ def test_layers_overlap(simulator, apart, tmp_path, model):
     for name in ("dense_work", "sparse_work", "saturations", "jobs"):
         assert answer[name] == sums[name]
     if model == MemoryModel():
-        assert {name: answer[name] for name in SUMS} == {name: sums[name] for name in SUMS}
-        assert answer["total_cycles"] < 0.95 * sums["total_cycles"]
+        # the port is shared with loading now: sums may wait for it
+        for name in SUMS:
+            assert abs(answer[name] - sums[name]) <= answer["output_stall"], name
+        assert answer["output_stall"] < 0.05 * answer["compute_cycles"]
+        # what there is to load while something is computed, but for the first layer
+        hidden = sum(one["load_stall"] for one in alone) - answer["load_stall"]
+        assert hidden > 500
+        assert answer["total_cycles"] < sums["total_cycles"] - hidden
 
 
 def test_layers_have_what_the_tests_need():
@@ -179,6 +191,13 @@ def test_layers_have_what_the_tests_need():
     fields = [fields for _, fields in CHAIN[FIRST_JOB:SECOND]]
     assert any(job["accumulate"] for job in fields) and any(job["keep_sums"] for job in fields)
     assert CHAIN[SECOND][1]["kind"] != fields[-1]["kind"]
+    runs = []
+    for call, lowered in zip(CALLS, LAYERS, strict=True):
+        counts = torch.zeros(lowered.shape.slots, dtype=torch.int64)
+        result = layer.run(call, counts, TINY.vector)
+        assert call.balance is None or any(part.low != part.high for part in result.lists)
+        runs += map(len, layer_cycles(lowered.plan, result, TINY)["runs"])
+    assert max(runs) > 2
 
 
 @pytest.mark.parametrize("number", [0, FIRST_JOB, FIRST_JOB + 1, SECOND - 1, SECOND, SECOND + 1])
