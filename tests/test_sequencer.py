@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from hw.config import MEDIUM, TINY
+from hw.config import MEDIUM
+from hw.config import TINY as SMALLEST
 from hw.descriptor import FIELDS, VERSION, WORDS, Error, Format, Kind, pack
 from hw.sequencer import Sequencer
 from tests.pe_model import STALLS, simulate
 
+TINY = replace(SMALLEST, sparse_weight_depth=1024)
 DENSE = replace(TINY, name="dense", sparse_pes=0)
 SPARSE = replace(TINY, name="sparse", dense_pes=0)
 WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8, dense_scale_units=8, sparse_lanes=32,
