@@ -590,9 +590,20 @@ def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps
 
 @numba.njit(cache=True)
 def delayed(begin, cycles, begun, released, rate):
-    """When a load ends that shares the port with the residuals of the run that is computed."""
+    """When a load ends that shares the port with the residuals of the run that is computed.
+
+    While both go on, a load gets what residuals leave of the port.
+    """
     end = begin + cycles
-    return end + int(rate * max(0, min(end, released) - max(begin, begun)))
+    alone = max(begin, begun)
+    shared = released - alone         # cycles in which residuals are read
+    left = end - alone                # words that wait when they begin
+    if shared <= 0 or left <= 0:
+        return end
+    free = 1 - min(1.0, rate)
+    if left <= shared * free:
+        return alone + int(left / free)
+    return released + int(left - shared * free)
 
 
 def exact_counts(codes, channels, config):
