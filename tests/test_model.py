@@ -46,7 +46,7 @@ def test_simulate_on_a_faulty_core(small_model_file, tmp_path, monkeypatch, caps
     def folder(*arguments, prefix="", **options):
         made = honest(*arguments, prefix=prefix, **options)
         if prefix == "sqdm-simulate-":
-            faults.choose("weight_mapper_off_by_one", simulate.Path(made))
+            faults.choose("weights_of_the_next_position", simulate.Path(made))
         return made
 
     monkeypatch.setattr(simulate.tempfile, "mkdtemp", folder)
