@@ -56,6 +56,14 @@ class Buffer(wiring.Component):
             "data": Out(width),
         })
 
+    def connect_load(self, m, load):
+        """Let ``load``, a `hw.job.load_layout`, write; all columns are offered the same data."""
+        m.d.comb += [
+            self.write.eq(load.enable),
+            self.write_address.eq(load.address),
+            self.write_data.eq(load.data.replicate(self.columns)),
+        ]
+
     def elaborate(self, platform):
         m = Module()
         m.submodules.store = store = memory.Memory(
@@ -80,28 +88,11 @@ class Buffer(wiring.Component):
         return m
 
 
-class WideBuffer(wiring.Component):
+class WideBuffer(Buffer):
     """A `Buffer` made of buffers of at most 32 bits, each of which fits the width of block RAMs.
 
     A single wide memory would be built from shallow block RAMs with multiplexers behind them.
-    The parameters and members are those of `Buffer` but for ``response``.
     """
-
-    latency = Buffer.latency
-
-    def __init__(self, depth, width, columns=1):
-        if width % columns:
-            raise ValueError(f"columns must divide width {width}, not {columns!r}")
-        self.depth, self.width, self.columns = depth, width, columns
-        bits = max(1, (depth - 1).bit_length())
-        super().__init__({
-            "write": In(columns),
-            "write_address": In(bits),
-            "write_data": In(width),
-            "request": In(1),
-            "address": In(bits),
-            "data": Out(width),
-        })
 
     def elaborate(self, platform):
         m = Module()
@@ -118,4 +109,5 @@ class WideBuffer(wiring.Component):
                     part.address.eq(self.address),
                     self.data[first:end].eq(part.data),
                 ]
+        m.d.comb += self.response.eq(part.response)
         return m

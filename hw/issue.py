@@ -95,11 +95,7 @@ class Issue(wiring.Component):
         config, side, geometry = self.config, self.side, self.geometry
         record_of_pixel = record_layout(config, side)
         m.submodules.records = records = Buffer(config.record_depth, record_of_pixel.size)
-        m.d.comb += [
-            records.write.eq(self.load_records.enable),
-            records.write_address.eq(self.load_records.address),
-            records.write_data.eq(self.load_records.data),
-        ]
+        records.connect_load(m, self.load_records)
         waiting_layout = data.StructLayout({
             "start": record_of_pixel["start"].shape, "count": record_of_pixel["count"].shape,
             "scale": 8, "row": self.product.row.shape(),

@@ -44,6 +44,20 @@ def tree(m, platform, name, terms):
     return terms[0]
 
 
+def add_products(m, platform, lane, unit, valid, first, low, high):
+    """Add products with ``valid`` to the sum of ``lane``, or with ``first`` begin a sum with them.
+
+    ``low``, ``high``: products with the low and the high two bits of the weights.
+    """
+    width = unit.config.sum_width
+    total = Signal(signed(width), name=f"sum_{lane}")
+    products = join(m, platform, f"products_{lane}", low, high, 2)
+    joined = accumulate(m, platform, f"joined_{lane}", total, first, products, width)
+    with m.If(valid):
+        m.d.sync += total.eq(joined)
+    m.d.comb += unit.sums[lane].eq(total)
+
+
 class SparseCodes(wiring.Component):
     """Prepares the codes of an entry for all lanes of a sparse PE, in `latency` = 1 cycle.
 
@@ -114,7 +128,7 @@ class SparseGroup(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.scale_unit = unit = ScaleUnit(self.config, self.lanes)
-        rate, sum_width = self.config.sparse_rate, self.config.sum_width
+        rate = self.config.sparse_rate
         plain = [self.plain[number] for number in range(rate)]
         negated = [self.negated[number] for number in range(rate)]
         valid, first = Signal(), Signal()
@@ -144,12 +158,7 @@ class SparseGroup(wiring.Component):
             m.d.sync += [low_sum.eq(low), high_sum.eq(high)]
 
             # cycle 1: their sum joins the group's
-            total = Signal(signed(sum_width), name=f"sum_{lane}")
-            products = join(m, platform, f"products_{lane}", low_sum, high_sum, 2)
-            joined = accumulate(m, platform, f"joined_{lane}", total, first, products, sum_width)
-            with m.If(valid):
-                m.d.sync += total.eq(joined)
-            m.d.comb += unit.sums[lane].eq(total)
+            add_products(m, platform, lane, unit, valid, first, low_sum, high_sum)
         connect_unit(m, self, unit)
         return m
 
@@ -186,7 +195,7 @@ class DenseGroup(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.scale_unit = unit = ScaleUnit(self.config, self.lanes)
-        vector, sum_width = self.config.vector, self.config.sum_width
+        vector = self.config.vector
         controls = [Cat(self.valid, self.first, self.weights_signed)]
         for cycle in (1, 2):
             controls.append(Signal(3, name=f"controls_{cycle}"))
@@ -220,11 +229,6 @@ class DenseGroup(wiring.Component):
             m.d.sync += [low_sum.eq(low), high_sum.eq(Cat(rows[2][0], upper))]
 
             # cycle 2: their sum joins the group's
-            total = Signal(signed(sum_width), name=f"sum_{lane}")
-            products = join(m, platform, f"products_{lane}", low_sum, high_sum, 2)
-            joined = accumulate(m, platform, f"joined_{lane}", total, first, products, sum_width)
-            with m.If(valid):
-                m.d.sync += total.eq(joined)
-            m.d.comb += unit.sums[lane].eq(total)
+            add_products(m, platform, lane, unit, valid, first, low_sum, high_sum)
         connect_unit(m, self, unit)
         return m

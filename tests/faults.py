@@ -253,23 +253,25 @@ def run_begins_a_cycle_late(m, pe):
 
 # Groups and their pace.
 
-@inside("hw.sparse_pe.Issue")
+@inside("hw.pe.Issue")
 def early_code_counts_twice(m, issue):
     """Where the split is high, the first entry's codes below it are multiplied as well."""
-    m.d.comb += issue.product.masked.eq(0)
+    m.d.comb += issue.product.masked.eq(0)      # the dense side has no use for it
 
 
-@inside("hw.sparse_pe.Issue")
+@inside("hw.pe.Issue")
 def early_entries_not_left_out(m, issue):
     """Where the split is high, all entries take their cycle; their codes are masked."""
-    record = data.View(record_layout(issue.config, "sparse"), local(m, "record"))
-    m.d.comb += record.skip.eq(0)
+    if issue.side == "sparse":
+        record = data.View(record_layout(issue.config, "sparse"), local(m, "record"))
+        m.d.comb += record.skip.eq(0)
 
 
-@inside("hw.sparse_pe.Issue")
+@inside("hw.pe.Issue")
 def empty_group_has_operands(m, issue):
-    """The product that stands for an empty group takes the entry behind it."""
-    m.d.comb += issue.product.empty.eq(0)
+    """The sparse side's product that stands for an empty group takes the entry behind it."""
+    if issue.side == "sparse":
+        m.d.comb += issue.product.empty.eq(0)
 
 
 @inside("hw.issue.Throttle")
@@ -326,11 +328,12 @@ def first_word_of_codes_lost(m, pe):
         m.d.comb += m.submodules.codes.write.eq(0)
 
 
-@inside("hw.dense_pe.Issue")
+@inside("hw.pe.Issue")
 def low_nibble_taken_as_signed(m, issue):
-    """The low nibbles of codes of 8 bits are signed as the high ones are."""
-    with m.If(issue.geometry.mx):
-        m.d.comb += issue.product.codes_signed.eq(1)
+    """The dense side takes the low nibbles of codes of 8 bits for signed ones."""
+    if issue.side == "dense":
+        with m.If(issue.geometry.mx):
+            m.d.comb += issue.product.codes_signed.eq(1)
 
 
 @inside("hw.sparse_pe.SparseCodes")
@@ -353,7 +356,7 @@ def weight_scales_of_the_next_step(m, pe):
 
 
 @instead_of("hw.drain.decode_activation_scale",
-            called_by=("hw.sparse_pe.Drain", "hw.dense_pe.Drain"))
+            called_by=("hw.pe.Drain",))
 def planes_weigh_the_same(code, mx, power):
     """The high nibbles of codes of 8 bits count as much as the low ones."""
     return scale_unit.decode_activation_scale(code, mx, Const(0, 2))
@@ -378,10 +381,11 @@ def sums_not_cleared(m, unit):
         m.d.sync += local(m, "ring_0").eq(local(m, "total"))
 
 
-@inside("hw.sparse_pe.Drain")
+@inside("hw.pe.Drain")
 def sums_do_not_move_on(m, drain):
-    """All chunks of a unit of work are those of its first lanes."""
-    m.d.comb += drain.advance.eq(0)
+    """All chunks of a sparse PE's unit of work are those of its first lanes."""
+    if drain.side == "sparse":
+        m.d.comb += drain.advance.eq(0)
 
 
 # The codes of a run.

@@ -53,6 +53,26 @@ class Memory:
         return not self.waiting and self.offered is None
 
 
+def random_operands(config, rng, boundary):
+    """Options of a `Job` that say which codes it has and how they are split over the core's sides.
+
+    ``boundary``: share of the jobs that have a word whose side depends on the pixel.
+    """
+    mx = rng.random() < 0.3
+    slots = 32 if mx else rng.choice((32, 64))
+    n = rng.randrange(slots - config.vector + 1, slots + 1)
+    low, high, cut = rng.randrange(n + 1), None, 0
+    if config.sparse_pes == 0:
+        low = n
+    elif config.dense_pes == 0:
+        low = 0
+    elif rng.random() < boundary:
+        low = low // config.vector * config.vector
+        high, cut = min(n, low + config.vector), rng.randrange(256)
+    return {"mx": mx, "slots": slots, "n": n, "low": low, "high": high, "cut": cut,
+            "kernel": rng.choice((1, 3))}
+
+
 class Job:
     """A tile of random operands: ``slots`` of which ``n`` are in the list, split low/high/cut."""
 

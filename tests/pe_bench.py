@@ -1,24 +1,26 @@
-"""cocotb bench of one PE, run by tests/test_dense_pe.py and tests/test_sparse_pe.py."""
+"""cocotb bench of one PE, run by tests/test_pe.py."""
 
-import importlib
 import os
 import random
 
 import cocotb
 from cocotb.triggers import Timer
 
+from hw import pe
 from hw.config import load as load_config
+from hw.dense_pe import DensePE
 from hw.job import geometry_layout
+from hw.sparse_pe import SparsePE
 from tests.pe_case import Case
 from tests.pe_model import STALLS, packed
 from tests.pe_run import SHAPES, Seen, check
 
 CONFIG = load_config(os.environ["PE_CONFIG"])
 SIDE = os.environ["PE_SIDE"]
-PE = importlib.import_module(f"hw.{SIDE}_pe")
+PE = {"dense": DensePE, "sparse": SparsePE}[SIDE]
 LOADS = {
     name: member.shape
-    for name, member in getattr(PE, f"{SIDE.capitalize()}PE")(CONFIG).signature.members.items()
+    for name, member in PE(CONFIG).signature.members.items()
     if name.startswith("load_")
 }
 
@@ -88,7 +90,7 @@ async def test_random_runs(dut):
         await cycle(dut)
         await rise(dut)
     dut.rst.value = 0
-    arrival = PE.FIRST_CHUNK + getattr(CONFIG, f"{SIDE}_steps")
+    arrival = pe.first_chunk(CONFIG, PE)
     for number in range(len(SHAPES)):
         case = Case(CONFIG, SIDE, rng, density=(0.6, 0.1, 0.3)[number % 3],
                     **SHAPES[number % len(SHAPES)])
@@ -96,4 +98,4 @@ async def test_random_runs(dut):
         await load(dut, case, index)
         for stall, wait in ((0, 0), (rng.choice(STALLS), 300)):
             seen = await run(dut, case, index, rng, stall, wait)
-            check(case, index, seen, PE.FIRST_ISSUE, arrival)
+            check(case, index, seen, pe.FIRST_ISSUE, arrival)

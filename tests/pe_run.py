@@ -9,10 +9,10 @@ from tests.pe_case import Case
 from tests.pe_model import STALLS, Schedule, lanes_of, simulate, units
 
 
-def first_chunk(config, side, operand_cycles, group):
-    """Cycles from the last issue of a unit to its first chunk at ``o``."""
-    return operand_cycles + group.latency + 1 + steps(config, side) + ScaleUnit.latency - 1 \
-        + Results.latency
+def first_chunk(config, make):
+    """Cycles from the last issue of a unit to its first chunk at ``o``, for a class of PEs."""
+    return make.operand_cycles + make.group.latency + 1 + steps(config, make.side) \
+        + ScaleUnit.latency - 1 + Results.latency
 
 
 class Seen:

@@ -8,7 +8,7 @@ import pytest
 
 from hw.code_loader import CodeLoader
 from hw.config import TINY
-from tests.load_model import Job, Memory, Monitor
+from tests.load_model import Job, Memory, Monitor, random_operands
 from tests.pe_model import simulate
 
 SMALL = replace(TINY, name="short", codes_depth=64, entry_depth=256, record_depth=64,
@@ -22,24 +22,13 @@ CONFIGS = [SMALL, DENSE, SPARSE, WIDE]
 
 def random_job(config, rng):
     """A job of a core: any split that the core's sides allow."""
-    mx = rng.random() < 0.3
-    slots = 32 if mx else rng.choice((32, 64))
-    n = rng.randrange(slots - config.vector + 1, slots + 1)
-    low, high, cut = rng.randrange(n + 1), None, 0
-    if config.sparse_pes == 0:
-        low = n
-    elif config.dense_pes == 0:
-        low = 0
-    elif rng.random() < 0.5:
-        low = low // config.vector * config.vector
-        high, cut = min(n, low + config.vector), rng.randrange(256)
+    operands = random_operands(config, rng, 0.5)
     while True:
         height, width = rng.randrange(1, 14), rng.randrange(1, 9)
         y, x = rng.randrange((height + 1) // 2), rng.randrange(width)
         tile = (y, x, rng.randrange(1, height - y + 1), rng.randrange(1, width - x + 1))
-        job = Job(config, rng, mx=mx, slots=slots, n=n, low=low, high=high, cut=cut,
-                  height=height, width=width, kernel=rng.choice((1, 3)), tile=tile, outputs=1,
-                  density=rng.choice((0, 0.2, 0.5, 1)))
+        job = Job(config, rng, height=height, width=width, tile=tile, outputs=1,
+                  density=rng.choice((0, 0.2, 0.5, 1)), **operands)
         if job.fits and (rng.random() < 0.02 or len(job.runs()) > 1):
             return job
 

@@ -18,6 +18,7 @@ from tests.load_model import (
     geometries,
     layer_fields,
     layer_sizes,
+    random_operands,
 )
 from tests.pe_model import simulate
 
@@ -38,23 +39,11 @@ SHARED = ("table", "dense_weights", "dense_weight_scales", "sparse_weights",
 def random_job(config, rng, before=None, most=96):
     """A job that fits the core; one that keeps the weights of ``before`` if that is given."""
     while True:
-        mx = rng.random() < 0.3
-        slots = 32 if mx else rng.choice((32, 64))
-        n = rng.randrange(slots - config.vector + 1, slots + 1)
-        low, high, cut = rng.randrange(n + 1), None, 0
-        if config.sparse_pes == 0:
-            low = n
-        elif config.dense_pes == 0:
-            low = 0
-        elif rng.random() < 0.6:
-            low = low // config.vector * config.vector
-            high, cut = min(n, low + config.vector), rng.randrange(256)
         height, width = rng.randrange(1, 9), rng.randrange(1, 6)
         y, x = rng.randrange((height + 1) // 2), rng.randrange(width)
         sides = (config.dense_pes > 0, config.sparse_pes > 0)
         options = {
-            "mx": mx, "slots": slots, "n": n, "low": low, "high": high, "cut": cut,
-            "kernel": rng.choice((1, 3)),
+            **random_operands(config, rng, 0.6),
             "outputs": rng.randrange(1, min(most, config.tile_outputs) + 1),
             "signed": rng.random() < 0.5,
             "share": {(1, 1): rng.randrange(4), (1, 0): 1, (0, 1): 0}[sides]}
