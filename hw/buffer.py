@@ -4,7 +4,17 @@ from amaranth import Module, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Buffer", "WideBuffer"]
+__all__ = ["Buffer", "WideBuffer", "memory_attributes"]
+
+SHALLOW = 64   # words of which LUT RAM takes less than the block RAMs that they would leave empty
+
+
+def memory_attributes(depth):
+    """Attributes of a memory of ``depth`` words whose reads never meet a write of the same word.
+
+    Without the first one synthesis adds logic that keeps the old word.
+    """
+    return {"no_rw_check": 1} | ({"ram_style": "distributed"} if depth <= SHALLOW else {})
 
 
 class Buffer(wiring.Component):
@@ -67,8 +77,7 @@ class Buffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.store = store = memory.Memory(
-            shape=self.width, depth=self.depth, init=[],
-            attrs={"no_rw_check": 1})   # or synthesis adds logic that keeps the old word
+            shape=self.width, depth=self.depth, init=[], attrs=memory_attributes(self.depth))
         write = store.write_port(granularity=self.width // self.columns)
         read = store.read_port()
         requested = Signal()

@@ -45,7 +45,8 @@ class Config:
     record_depth: int = 1024          # records of input pixels in each PE
     weight_depth: int = 512           # words of V x K weights in each dense PE
     sparse_weight_depth: int = 2048   # words of L weights in each of a sparse PE's M copies
-    weight_scale_depth: int = 256     # words of weight scales in each PE
+    weight_scale_depth: int = 256     # words of weight scales in each dense PE
+    sparse_weight_scale_depth: int = 256  # words of weight scales in each sparse PE
     partial_depth: int = 1024         # words of V/4 partial sums kept from tile to tile
     result_depth: int = 32            # words of one sum a scale unit waiting in each PE
     max_channels: int = 1536          # input channel slots of a layer
@@ -99,8 +100,8 @@ class Config:
                 raise ConfigError(f"{small} must be at most {large} ({getattr(self, large)}),"
                                   f" not {getattr(self, small)!r}")
         for name in ("codes_depth", "entry_depth", "record_depth", "weight_depth",
-                     "sparse_weight_depth", "weight_scale_depth", "partial_depth",
-                     "result_depth"):
+                     "sparse_weight_depth", "weight_scale_depth", "sparse_weight_scale_depth",
+                     "partial_depth", "result_depth"):
             value = getattr(self, name)
             if not is_power_of_two(value) or not 8 <= value <= 1 << 16:
                 raise ConfigError(
@@ -177,8 +178,9 @@ class Config:
 TINY = Config(
     name="tiny", dense_lanes=4, dense_scale_units=4, sparse_lanes=16, sparse_rate=2,
     sparse_scale_units=4, codes_depth=1024, entry_depth=1024, record_depth=512, weight_depth=512,
-    sparse_weight_depth=2048, weight_scale_depth=128, partial_depth=256, max_channels=128,
-    tile_channels=64, max_outputs=128, tile_outputs=32, detector_depth=2048, address_width=16)
+    sparse_weight_depth=2048, weight_scale_depth=128, sparse_weight_scale_depth=128,
+    partial_depth=256, max_channels=128, tile_channels=64, max_outputs=128, tile_outputs=32,
+    detector_depth=2048, address_width=16)
 """For the ULX3S board and quick benches: 64 dense and 32 sparse multipliers."""
 
 SMALL = Config(name="small")
@@ -188,7 +190,9 @@ SMALL_DENSE = replace(
     SMALL, name="small-dense", dense_lanes=16, sparse_pes=0)
 """The yardstick for ``small``: the same multipliers, buffers and port, all dense."""
 
-MEDIUM = replace(SMALL, name="medium", sparse_pes=3, sparse_weight_depth=1024)
+MEDIUM = replace(
+    SMALL, name="medium", sparse_pes=3, sparse_weight_depth=1024,
+    sparse_weight_scale_depth=64, result_depth=16, detector_depth=4096)
 """For an LFE5U-85F: 128 dense and 384 sparse multipliers."""
 
 MEDIUM_DENSE = replace(
@@ -198,7 +202,8 @@ MEDIUM_DENSE = replace(
 LARGE = Config(
     name="large", vector=32, dense_pes=1, dense_lanes=32, dense_scale_units=32, sparse_pes=12,
     sparse_lanes=64, sparse_rate=4, sparse_scale_units=32, tile_outputs=256, partial_depth=4096,
-    weight_depth=1024, weight_scale_depth=512, detector_depth=65536, address_width=26)
+    weight_depth=1024, weight_scale_depth=512, sparse_weight_scale_depth=512,
+    detector_depth=65536, address_width=26)
 """For ASIC and simulation: 1024 dense and 3072 sparse multipliers, vectors of 32."""
 
 PRESETS = {config.name: config for config in (

@@ -4,12 +4,13 @@ from amaranth import Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from .buffer import memory_attributes
 from .scale_unit import (
     ScaleUnit, activation_scale_layout, chunk_layout, decode_activation_scale, tile_sum_width)
 
 __all__ = [
     "Drain", "Results", "Throttle", "capacity", "connect_drain", "delay", "group_layout",
-    "lanes_of", "steps", "unit_cycles", "units_of",
+    "lanes_of", "scale_rows_of", "steps", "unit_cycles", "units_of",
 ]
 
 
@@ -21,6 +22,11 @@ def lanes_of(config, side):
 def units_of(config, side):
     """Scale units of a PE; lane n of unit u is output n * units + u of a tile."""
     return getattr(config, f"{side}_scale_units")
+
+
+def scale_rows_of(config, side):
+    """Rows of weight scales that a PE keeps."""
+    return config.weight_scale_depth if side == "dense" else config.sparse_weight_scale_depth
 
 
 def steps(config, side):
@@ -60,7 +66,7 @@ def group_layout(config, side):
     chunks : of V/4 outputs that the unit of work has
     """
     return data.StructLayout({
-        "row": range(config.weight_scale_depth), "scale": 8, "mx": 1, "power": 2, "last": 1,
+        "row": range(scale_rows_of(config, side)), "scale": 8, "mx": 1, "power": 2, "last": 1,
         "chunks": range(chunks_of_tile(config, side) + 1)})
 
 
@@ -139,7 +145,7 @@ class Drain(wiring.Component):
             "group_valid": In(1),
             "group": In(group_layout(config, side)),
             "scale_request": Out(1),
-            "scale_row": Out(range(config.weight_scale_depth)),
+            "scale_row": Out(range(scale_rows_of(config, side))),
             "step": Out(1),
             "first": Out(1),
             "last": Out(1),
@@ -307,7 +313,7 @@ class Results(wiring.Component):
 
         # No chunk is read in the cycle in which it is written, and none is written over.
         m.submodules.queue = queue = memory.Memory(
-            shape=bits, depth=depth, init=[], attrs={"no_rw_check": 1})
+            shape=bits, depth=depth, init=[], attrs=memory_attributes(depth))
         write, read = queue.write_port(), queue.read_port()
         waiting, fetch = Signal(range(depth + 1)), Signal()
         taken = self.o.valid & self.o.ready
@@ -331,7 +337,7 @@ class Results(wiring.Component):
 
         # Chunks of each unit of work, written with its first one.
         m.submodules.sizes = sizes = memory.Memory(
-            shape=self.left.shape(), depth=units, init=[], attrs={"no_rw_check": 1})
+            shape=self.left.shape(), depth=units, init=[], attrs=memory_attributes(units))
         write_size, size = sizes.write_port(), sizes.read_port(domain="comb")
         begins, number = Signal(init=1), Signal.like(self.left)
         m.d.comb += [

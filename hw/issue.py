@@ -5,7 +5,7 @@ from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .buffer import Buffer
-from .drain import Throttle, delay, group_layout
+from .drain import Throttle, delay, group_layout, scale_rows_of
 from .job import geometry_layout, load_layout, record_layout
 from .window import most_tiles, own_tiles, tap_layout
 
@@ -99,7 +99,7 @@ class Issue(wiring.Component):
         waiting_layout = data.StructLayout({
             "start": record_of_pixel["start"].shape, "count": record_of_pixel["count"].shape,
             "scale": 8, "row": self.product.row.shape(),
-            "scale_row": range(config.weight_scale_depth),
+            "scale_row": range(scale_rows_of(config, side)),
             "plane": 2, "high": 1, "last": 1, "null": 1, "chunks": self.group.chunks.shape(),
         })
         m.submodules.queue = queue = fifo.SyncFIFO(width=waiting_layout.size, depth=QUEUE_DEPTH)
@@ -128,7 +128,7 @@ class Issue(wiring.Component):
         steps = getattr(config, f"{side}_steps")
         number, scale_number = Signal(range(18 * most)), Signal(range(9 * most))
         rows = Signal.like(self.product.row)
-        scale_row = Signal(range(config.weight_scale_depth))
+        scale_row = Signal(range(scale_rows_of(config, side)))
         m.d.sync += [
             number.eq(Mux(geometry.mx, Cat(tap.plane[0], tap.tap), tap.tap) * tiles + tap.tile),
             scale_number.eq(tap.tap * tiles + tap.tile),

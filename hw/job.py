@@ -78,7 +78,8 @@ def geometry_layout(config):
         "stride": 8, "skip": 8,
         "weights": range(max(config.weight_depth, config.sparse_weight_depth)),
         "pitch": range(config.tile_channels + 1),
-        "weight_scales": range(config.weight_scale_depth),
+        "weight_scales": range(
+            max(config.weight_scale_depth, config.sparse_weight_scale_depth)),
     })
 
 

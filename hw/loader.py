@@ -116,7 +116,7 @@ class Loader(wiring.Component):
                 config, max(1, config.sparse_lanes // config.vector), config.sparse_weight_depth,
                 width)),
             "sparse_weight_scales": Out(lanes_load_layout(
-                config, weight_scale_columns(config, "sparse"), config.weight_scale_depth,
+                config, weight_scale_columns(config, "sparse"), config.sparse_weight_scale_depth,
                 min(8 * config.sparse_scale_units, width))),
         })
 
@@ -178,7 +178,7 @@ class Loader(wiring.Component):
         depths = {"dense_weights": config.weight_depth,
                   "dense_weight_scales": config.weight_scale_depth,
                   "sparse_weights": config.sparse_weight_depth,
-                  "sparse_weight_scales": config.weight_scale_depth}
+                  "sparse_weight_scales": config.sparse_weight_scale_depth}
         sides = ["dense"] * has_dense + ["sparse"] * has_sparse
         memories = [name for name in depths if name.split("_")[0] in sides]
         new, old = ({name: Signal(17, name=f"{age}_{name}") for name in depths}
@@ -191,8 +191,8 @@ class Loader(wiring.Component):
         ]
         dense_row, dense_first = (Signal(range(config.weight_depth)) for _ in range(2))
         sparse_row, sparse_first = (Signal(range(config.sparse_weight_depth)) for _ in range(2))
-        dense_scale_row, sparse_scale_row = (
-            Signal(range(config.weight_scale_depth)) for _ in range(2))
+        dense_scale_row = Signal(range(config.weight_scale_depth))
+        sparse_scale_row = Signal(range(config.sparse_weight_scale_depth))
         top, bank = Signal(), Signal()
         place = {name: Mux(top, depth - new[name], 0) for name, depth in depths.items()}
         fits = Cat(new[name] + old[name] <= depths[name] for name in memories).all()

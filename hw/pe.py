@@ -4,7 +4,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .buffer import WideBuffer
-from .drain import Drain, Results, connect_drain, delay, lanes_of, steps, units_of
+from .drain import (
+    Drain, Results, connect_drain, delay, lanes_of, scale_rows_of, steps, units_of)
 from .issue import ISSUE_CYCLES, Issue
 from .job import geometry_layout, load_layout, record_layout
 from .parts import place
@@ -71,7 +72,7 @@ class PE(wiring.Component):
             "load_records": In(load_layout(
                 1, config.record_depth, record_layout(config, self.side).size)),
             "load_weight_scales": In(load_layout(
-                max(1, scale_bits // config.port_width), config.weight_scale_depth,
+                max(1, scale_bits // config.port_width), scale_rows_of(config, self.side),
                 min(scale_bits, config.port_width))),
             "o": Out(stream.Signature(chunk_layout(config))),
             "busy": Out(1),
@@ -101,7 +102,7 @@ class PE(wiring.Component):
         """Place the groups and what follows them; returns the groups, without their operands."""
         config, side = self.config, self.side
         m.submodules.weight_scales = weight_scales = WideBuffer(
-            config.weight_scale_depth, 8 * units_of(config, side),
+            scale_rows_of(config, side), 8 * units_of(config, side),
             columns=len(self.load_weight_scales.enable))
         m.submodules.drain = drain = Drain(config, side)
         m.submodules.results = results = Results(config, side)

@@ -362,7 +362,7 @@ class Sizes:
         if config.sparse_pes:
             activations |= ((area * entries) << layer.mx) > config.entry_depth // 2
             weights |= sparse_rows > config.sparse_weight_depth
-            scales |= sparse_scales > config.weight_scale_depth
+            scales |= sparse_scales > config.sparse_weight_scale_depth
         m.d.sync += [
             self.too_many_activations.eq(activations), self.too_many_weights.eq(weights),
             self.too_many_scales.eq(scales),

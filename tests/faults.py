@@ -18,6 +18,7 @@ from amaranth.lib import data, memory
 
 from hw import core, rounding, scale_unit
 from hw.descriptor import Format, Kind
+from hw.drain import scale_rows_of
 from hw.job import record_layout, run_layout
 from hw.verilog import emit
 
@@ -475,7 +476,7 @@ def weights_of_two_jobs_on_each_other(m, loader):
     config = loader.config
     m.d.sync += [local(m, "new_dense_weights").eq(config.weight_depth),
                  local(m, "new_sparse_weights").eq(config.sparse_weight_depth)]
-    m.d.comb += [local(m, f"new_{side}_weight_scales").eq(config.weight_scale_depth)
+    m.d.comb += [local(m, f"new_{side}_weight_scales").eq(scale_rows_of(config, side))
                  for side in ("dense", "sparse")]
 
 

@@ -314,7 +314,7 @@ class Weights:
         depths = {"dense_weights": config.weight_depth,
                   "dense_weight_scales": config.weight_scale_depth,
                   "sparse_weights": config.sparse_weight_depth,
-                  "sparse_weight_scales": config.weight_scale_depth}
+                  "sparse_weight_scales": config.sparse_weight_scale_depth}
         lines, own = job.taps * job.planes, sizes["sparse_own"]
         self.rows = {
             "dense_weights": lines * sizes["dense_tiles"] * job.dense_pitch,
@@ -465,7 +465,8 @@ def geometries(run, weights):
         geometry["weights"] = weights.place[f"{side}_weights"] % weights.depths[
             f"{side}_weights"]
         geometry["weight_scales"] = (
-            weights.place[f"{side}_weight_scales"] % config.weight_scale_depth)
+            weights.place[f"{side}_weight_scales"] % weights.depths[
+                f"{side}_weight_scales"])
         geometry["active"] = int(work and getattr(config, f"{side}_pes") > 0)
     return {side: geometry if geometry["active"] else {"active": 0}
             for side, geometry in result.items()}

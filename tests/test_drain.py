@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hw.config import LARGE, SMALL, TINY
-from hw.drain import Drain, Results, Throttle, capacity, steps, unit_cycles
+from hw.drain import Drain, Results, Throttle, capacity, scale_rows_of, steps, unit_cycles
 from hw.scale_unit import ScaleUnit, tile_sum_width
 from tests.pe_model import STALLS, simulate
 from tests.test_scale_unit import activation_scale
@@ -57,7 +57,7 @@ def test_schedule(config, side):
         last, mx = rng.random() < 0.5, rng.random() < 0.5
         cycle = max(cycle, group_free, unit_free if last else 0) + rng.choice((0, 0, 0, 1, 9))
         scale, power = rng.randint(0, 15 if mx else 126), rng.randint(0, 2) if mx else 0
-        row = rng.randrange(config.weight_scale_depth - depth)
+        row = rng.randrange(scale_rows_of(config, side) - depth)
         chunks = rng.choice((tile_chunks(config, side), rng.randint(1, tile_chunks(config, side))))
         groups[cycle] = {"row": row, "scale": scale, "mx": mx, "power": power, "last": last,
                          "chunks": chunks}

@@ -16,7 +16,7 @@ from tests.pe_model import Schedule, groups, own_tile, simulate, units
 
 FEW = replace(TINY, name="few", record_depth=256, codes_depth=256, entry_depth=2048,
               weight_depth=1024, sparse_weight_depth=4096, weight_scale_depth=512,
-              result_depth=8, tile_outputs=64)
+              sparse_weight_scale_depth=512, result_depth=8, tile_outputs=64)
 
 
 def walk(config, side):

@@ -9,7 +9,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.config import SMALL, TINY
-from hw.drain import Drain, Results, connect_drain, group_layout, steps, unit_cycles
+from hw.drain import (
+    Drain, Results, connect_drain, group_layout, scale_rows_of, steps, unit_cycles)
 from hw.lanes import DenseGroup, SparseCodes, SparseGroup, extend_codes
 from tests.pe_model import nibbles, octets, simulate
 from tests.test_scale_unit import factor, weight_byte
@@ -34,7 +35,7 @@ class Lanes(wiring.Component):
             "valid": In(1), "first": In(1), "codes": In(4 * width), "codes_signed": In(1),
             "weights": In(4 * width * lanes), "weights_signed": In(1),
             "group_valid": In(1), "group": In(group_layout(config, side)),
-            "scale_row": Out(range(config.weight_scale_depth)),
+            "scale_row": Out(range(scale_rows_of(config, side))),
             "weight_scales": In(8 * getattr(config, f"{side}_scale_units")),
             "o": Out(self.results.o.signature), "returned": Out(1)})
 
@@ -128,7 +129,7 @@ class Run:
                 highest = 15 if mx else 126
                 scale = rng.randint(0, highest)
                 codes = [rng.randint(0, highest) for _ in range(self.lanes)]
-                row = (row + depth) % (config.weight_scale_depth - depth)
+                row = (row + depth) % (scale_rows_of(config, side) - depth)
                 for step in range(depth):
                     # rows are used again, so each belongs to a time
                     self.rows[time - 1 + enters + step] = row + step, octets(

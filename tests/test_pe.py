@@ -14,7 +14,7 @@ from tests.pe_run import first_chunk, run_random
 
 FEW = replace(TINY, name="few", record_depth=256, codes_depth=256, entry_depth=2048,
               weight_depth=256, sparse_weight_depth=2048, weight_scale_depth=256,
-              tile_channels=32, result_depth=8)
+              sparse_weight_scale_depth=256, tile_channels=32, result_depth=8)
 PES = {"dense": DensePE, "sparse": SparsePE}
 
 

@@ -18,10 +18,12 @@ DENSE = replace(TINY, name="dense", sparse_pes=0)
 SPARSE = replace(TINY, name="sparse", dense_pes=0)
 WIDE = replace(TINY, name="wide", vector=32, dense_lanes=8, dense_scale_units=8, sparse_lanes=32,
                sparse_scale_units=8, max_channels=96, max_outputs=96)
-FEW = replace(TINY, name="few", weight_depth=128, weight_scale_depth=64, codes_depth=256,
-              entry_depth=8192, record_depth=4096, sparse_weight_depth=4096)
+FEW = replace(TINY, name="few", weight_depth=128, weight_scale_depth=64,
+              sparse_weight_scale_depth=64, codes_depth=256, entry_depth=8192,
+              record_depth=4096, sparse_weight_depth=4096)
 FEW_DENSE = replace(FEW, name="few-dense", sparse_pes=0)
-THREE = replace(TINY, name="three", sparse_pes=3, tile_outputs=128, weight_scale_depth=256)
+THREE = replace(TINY, name="three", sparse_pes=3, tile_outputs=128, weight_scale_depth=256,
+                sparse_weight_scale_depth=256)
 LAST = 1 << TINY.address_width
 
 
