@@ -32,10 +32,10 @@ DENSITY = {      # of non-zero codes; of MX8 and IN16, non-zero low and high nib
 FILLED = (15 / 16, 0.8)   # of non-zero MX8 codes, those with a non-zero low or high nibble
 OBJECTIVES = ("total", "compute")
 BUFFERS = ("codes_depth", "entry_depth", "record_depth", "weight_depth", "sparse_weight_depth",
-           "weight_scale_depth", "partial_depth", "tile_channels", "tile_outputs")
+           "weight_scale_depth", "sparse_weight_scale_depth", "partial_depth", "tile_channels",
+           "tile_outputs")
 FIELDS = {"records": "record_depth", "entries": "entry_depth", "words of codes": "codes_depth"}
 COST_LIMIT = 4095   # of a balance cost; larger ones are rounded
-DENSE_COST = Fraction(21, 20)   # of the dense side, measured: it waits more often than it foresees
 CLOSE = 1.02     # plans whose cycles are so close to the best are judged by computing alone
 
 
@@ -275,7 +275,7 @@ def _weight_rows(shape, config, slots, outputs, dense_limit):
         found["words of sparse weights"] = (
             taps * planes * own * slots, config.sparse_weight_depth)
         found["words of sparse weight scales"] = (
-            taps * own * config.sparse_steps, config.weight_scale_depth)
+            taps * own * config.sparse_steps, config.sparse_weight_scale_depth)
     return found
 
 
@@ -804,7 +804,7 @@ def _costs(outputs, config):
                                             (config.sparse_lanes, config.sparse_pes)))
     rate = config.sparse_rate
     # An entry is half empty on average; groups below the scale units' steps are few.
-    costs = (dense * DENSE_COST, sparse / rate, sparse * (rate - 1) / (2 * rate), Fraction(0))
+    costs = (dense, sparse / rate, sparse * (rate - 1) / (2 * rate), Fraction(0))
     values = [int(cost * math.lcm(*(cost.denominator for cost in costs))) for cost in costs]
     values = [value // math.gcd(*values) for value in values]
     if max(values) > COST_LIMIT:
