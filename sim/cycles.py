@@ -45,6 +45,7 @@ RUN_LOAD = 5
 ROW_WAIT = 8
 NEXT_LOAD = 9
 TABLE_LEAST = 6
+QUEUE = 32      # words that the loader asks for in advance, see `hw.read_queue`
 # The sequencer: a descriptor besides its words and latency; from a run offered to the next job;
 # from the last chunk taken to the end of the chain, besides the latency of memory.
 DESCRIPTOR = 12
@@ -55,13 +56,13 @@ FINISH = 4
 # of a side; ``stall`` counts the cycles in which any PE waits for room; products are those of one
 # output, of two nibbles each for MX8, on the sparse side without zeros.
 RUN = ("row", "rows", "input_row", "input_rows", "input_pixels", "words", "entries", "feed",
-       "row_waits", "compute", "dense_busy", "sparse_busy", "stall", "chunks",
+       "row_waits", "compute", "first_chunk", "dense_busy", "sparse_busy", "stall", "chunks",
        "dense_issue", "dense_scale", "dense_empty", "dense_room",
        "sparse_issue", "sparse_scale", "sparse_empty", "sparse_room",
        "dense_products", "sparse_products")
 COLUMN = {name: place for place, name in enumerate(RUN)}
 (ROW, ROWS, INPUT_ROW, INPUT_ROWS, INPUT_PIXELS, WORDS, ENTRIES, FEED, ROW_WAITS, COMPUTE,
- DENSE_BUSY, SPARSE_BUSY, STALL, CHUNKS, DENSE_ISSUE, DENSE_SCALE, DENSE_EMPTY, DENSE_ROOM,
+ FIRST_CHUNK, DENSE_BUSY, SPARSE_BUSY, STALL, CHUNKS, DENSE_ISSUE, DENSE_SCALE, DENSE_EMPTY, DENSE_ROOM,
  SPARSE_ISSUE, SPARSE_SCALE, SPARSE_EMPTY, SPARSE_ROOM, DENSE_PRODUCTS,
  SPARSE_PRODUCTS) = range(len(RUN))
 
@@ -350,6 +351,8 @@ def walk_run(active, sides, maps, cut, words, share, column, columns, chunks, pi
                         arrival[side] = last + sides[side, 4]
                     ready = max(ready, arrival[side] + within)
                     size = min(size, tile_chunks[side] - within)
+                if place == 1 and chunk == 0:
+                    run[FIRST_CHUNK] = ready
                 chunk += size
                 merged = ready + size - 1
                 for side in range(2):
@@ -487,7 +490,6 @@ class Layer:
                              f" {config.name}")
         return runs[:number], ends
 
-
     def total(self, counts, runs, ends, latency=4):
         """Cycles of the whole chain, those in which it only waits for operands, those of loading.
 
@@ -510,7 +512,7 @@ class Layer:
         halves = 1 + any(
             getattr(config, f"{side}_pes") and getattr(config, f"{side}_scale_units") < vector // 2
             for side in ("dense", "sparse"))
-        taken = taps * planes * channels * words
+        taken = taps * planes * channels * words      # port words of weights
         weights = taps * planes * (dense * np.maximum(tiles, words) + (channels - dense) * words)
         # A position of MX8 without a channel takes a cycle.
         pads = np.where(planes == 2, 32 - channels, 0)
@@ -519,42 +521,52 @@ class Layer:
             latency + 1 + slots // config.quad + np.maximum(16 * words, TABLE_LEAST + latency)
             + 2 * taps * words * halves + weights + pads - np.minimum(JOB_SIZES, weights - taken))
         setup += JOB_SIZES
+        setup_words = np.where(
+            self.keeps_weights, 0, slots // config.quad + 16 * words + 2 * taps * words + taken)
         rows = np.stack([
             taps * planes * tiles * pitch * (config.dense_pes > 0),
             taps * planes * own * sparse_pitch * (config.sparse_pes > 0),
             taps * tiles * config.dense_steps * (config.dense_pes > 0),
             taps * own * config.sparse_steps * (config.sparse_pes > 0)], axis=1)
         depths = np.array([config.weight_depth, config.sparse_weight_depth,
-                           config.weight_scale_depth, config.weight_scale_depth])
+                           config.weight_scale_depth, config.sparse_weight_scale_depth])
         width = runs[:, INPUT_PIXELS] // runs[:, INPUT_ROWS]
-        loads = (runs[:, INPUT_ROWS] * (_ceil(width, vector // 2) + 1) + runs[:, FEED] + latency
-                 + RUN_LOAD + runs[:, ROW_WAITS] * (latency + ROW_WAIT))
+        scales = _ceil(width, vector // 2)
+        words = np.array([tile.memory_words for tile in counts])[self.jobs[:, 0]]
+        words = runs[:, INPUT_PIXELS] * np.repeat(words, np.diff(ends, prepend=0))
+        # While a row's scales come in, the compactor works off the last two words before them.
+        idle = np.maximum(0, scales + 3 - 2 * runs[:, FEED] // words)
+        loads = (scales + 1 + (runs[:, INPUT_ROWS] - 1) * idle + runs[:, FEED] + latency + RUN_LOAD
+                 + runs[:, ROW_WAITS] * (latency + ROW_WAIT))
+        load_words = runs[:, INPUT_ROWS] * scales + words
         residuals = runs[:, CHUNKS] * self.residual
         descriptor = DESCRIPTOR + 256 // vector + latency
         cycles, waited, loading = timeline(
-            self.place, ends, runs[:, COMPUTE].copy(), loads, residuals, self.gives_results, setup,
-            self.keeps_weights, rows, depths, descriptor)
+            self.place, ends, runs[:, COMPUTE].copy(), runs[:, FIRST_CHUNK].copy(), loads,
+            load_words, residuals, self.gives_results, setup, setup_words, self.keeps_weights, rows, depths, descriptor)
         return cycles + FINISH + latency, waited, loading
 
 
 @numba.njit(cache=True)
-def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps, rows, depths,
-             descriptor):
+def timeline(place, ends, compute, first_chunk, loads, load_words, residuals, gives_results, setup,
+             setup_words, keeps, rows, depths, descriptor):
     """(cycles, cycles without computing, cycles of loading) of a chain of jobs.
 
     Parameters
     ----------
     place : (jobs,), which of the jobs that differ each one is
     ends : (jobs that differ,), number of the first run after each of them
-    compute, loads, residuals : (runs,), cycles, cycles of loading, residual words
-    gives_results, keeps, setup : (jobs,), what a job does, and its cycles before its first run
+    compute, first_chunk, loads, load_words, residuals : (runs,), cycles, of them those up to the
+        first chunk, cycles of loading, words of the port that it takes, residual words
+    gives_results, keeps, setup, setup_words : (jobs,), what a job does, and its cycles before its
+        first run and the words that it takes in them
     rows : (jobs, 4), of the weight memories; ``depths``: theirs
     descriptor : cycles to fetch and check a descriptor
     """
     start = descriptor                # strobe that gives a job to the loader
     offered, opened = 0, 0            # of the last job: all of it loaded; its first run taken
     released, before = 0, 0           # last chunk of the last run, and of the run before it, taken
-    begun, rate = 0, 0.0              # the last run's strobe, and residual words a cycle
+    reading, rate = 0, 0.0            # from when on the last run takes residuals, words a cycle
     old = np.zeros(4, dtype=np.int64)
     waited, loading = 0, 0
     for job in range(len(place)):
@@ -569,12 +581,13 @@ def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps
                 old[memory] = rows[job, memory]
             if full:
                 free = max(free, released)
-        free = delayed(free, setup[job], begun, released, rate)
+        free = delayed(free, setup[job], setup_words[job], reading, released, rate)
         loading += setup[job]
         for number in range(first, ends[place[job]]):
             if number > first:
                 free += NEXT_LOAD
-            free = delayed(max(free, before), loads[number], begun, released, rate)
+            free = delayed(max(free, before), loads[number], load_words[number], reading,
+                           released, rate)
             loading += loads[number]
             taken = max(free, released)
             waited += taken - released
@@ -583,27 +596,31 @@ def timeline(place, ends, compute, loads, residuals, gives_results, setup, keeps
             begun = taken + HANDOVER - 1
             before = released
             released = begun + compute[number] + 1
-            rate = residuals[number] / compute[number] if gives_results[job] else 0.0
+            reading = begun + first_chunk[number]
+            rate = residuals[number] / (released - reading) if gives_results[job] else 0.0
         offered = free
     return released, waited, loading
 
 
 @numba.njit(cache=True)
-def delayed(begin, cycles, begun, released, rate):
+def delayed(begin, cycles, words, reading, released, rate):
     """When a load ends that shares the port with the residuals of the run that is computed.
 
-    While both go on, a load gets what residuals leave of the port.
+    From ``reading`` to ``released`` residuals take ``rate`` of the port and go first. A load of
+    ``words`` in ``cycles`` has as many words waiting by then as it could ask for in advance. When
+    they are used up it goes as fast as the rest of the port lets it.
     """
     end = begin + cycles
-    alone = max(begin, begun)
-    shared = released - alone         # cycles in which residuals are read
-    left = end - alone                # words that wait when they begin
-    if shared <= 0 or left <= 0:
+    pace, rest = words / cycles, 1 - min(1.0, rate)     # words a cycle: wanted, and to be had
+    now = max(begin, reading)
+    left, shared = end - now, released - now            # cycles of the load, and with residuals
+    if rest >= pace or left <= 0 or shared <= 0:
         return end
-    free = 1 - min(1.0, rate)
-    if left <= shared * free:
-        return alone + int(left / free)
-    return released + int(left - shared * free)
+    ahead = min(min(QUEUE, (1 - pace) * (now - begin)) / (pace - rest), left, shared)
+    left, shared = left - ahead, shared - ahead
+    if left * pace <= shared * rest:
+        return int(now + ahead + (left * pace / rest if left else 0))
+    return int(released + left - shared * rest / pace)
 
 
 def exact_counts(codes, channels, config):
@@ -619,14 +636,30 @@ def exact_counts(codes, channels, config):
     if codes.format.mx:
         nonzero = np.stack([ordered & 15, ordered >> 4]) != 0
         there = int((channels.slots != NO_CHANNEL).sum())
-        return mx_counts(nonzero.sum(1), there, config)
+        return mx_counts(nonzero.sum(1), there, config,
+                         sum(feed_cycles(plane, config) for plane in nonzero))
     low, high = channels.low, channels.high
-    kept = (ordered[low:] != 0)
-    return a4_counts(np.stack([kept.sum(0), kept[high - low:].sum(0)]), len(channels.slots), low,
-                     high, channels.cut, config)
+    kept = ordered != 0
+    kept[:low] = False
+    return a4_counts(np.stack([kept.sum(0), kept[high:].sum(0)]), len(channels.slots), low, high,
+                     channels.cut, config, feed_cycles(kept, config))
 
 
-def a4_counts(nonzeros, channels, low, high, cut, config):
+def feed_cycles(nonzero, config):
+    """Cycles in which the compactor takes a group's words, (H, W), from (positions, H, W) bool.
+
+    A word takes a cycle for each entry that becomes full with it, the last one of the group being
+    full, and at least one.
+    """
+    vector, rate = config.vector, config.sparse_rate
+    words = np.add.reduceat(nonzero, range(0, len(nonzero), vector), axis=0, dtype=np.int32)
+    full = np.cumsum(words, axis=0)
+    full[:-1] //= rate
+    full[-1] = _ceil(full[-1], rate)
+    return np.maximum(1, np.diff(full, axis=0, prepend=0)).sum(0, dtype=np.int32)
+
+
+def a4_counts(nonzeros, channels, low, high, cut, config, feed=None):
     """Counts of a channel tile of A4.
 
     Parameters
@@ -635,6 +668,7 @@ def a4_counts(nonzeros, channels, low, high, cut, config):
     channels : of the tile's list
     low, high, cut : of the list
     config : hw.config.Config
+    feed : as in `Counts`; None: non-zeros are spread evenly over the words of the sparse side
     """
     vector, rate = config.vector, config.sparse_rate
     nonzeros = nonzeros.astype(np.int32)
@@ -642,32 +676,37 @@ def a4_counts(nonzeros, channels, low, high, cut, config):
     # With the high split the entries before the first one that counts are left out.
     skipped = np.where(nonzeros[1] > 0, (nonzeros[0] - nonzeros[1]) // rate, entries[0])
     positions = _ceil(channels, vector)
+    if feed is None:
+        before = low // vector
+        feed = before + np.maximum(positions - before, entries[0])
     return Counts(
         mx=False, words=(_ceil(low, vector), _ceil(high, vector)), positions=(low, high),
         entries=np.stack([entries[0], entries[0] - skipped]), nonzeros=nonzeros,
-        # A word takes a cycle, and so does an entry: whichever are more.
-        feed=np.maximum(positions, entries[0]), cut=cut, most_words=_ceil(high, vector),
+        feed=feed, cut=cut, most_words=_ceil(high, vector),
         most_entries=_ceil(channels - low, rate), memory_words=positions, channels=channels,
         dense_pitch=_ceil(high, vector),
         sparse_pitch=(positions - low // vector) * vector)
 
 
-def mx_counts(nonzeros, channels, config):
+def mx_counts(nonzeros, channels, config, feed=None):
     """Counts of a block of 32 slots of MX8 or IN16.
 
-    ``nonzeros`` (2, H, W): of its nibbles; ``channels``: slots that have one.
+    ``nonzeros`` (2, H, W): of its nibbles; ``channels``: slots that have one; ``feed``: as in
+    `Counts`; None: non-zeros are spread evenly.
     """
     nonzeros = nonzeros.astype(np.int32)
     entries = _ceil(nonzeros, config.sparse_rate)
     words, entries_most = 32 // config.vector, 32 // config.sparse_rate
+    if feed is None:
+        feed = np.maximum(words, entries).sum(0, dtype=np.int32)
     return Counts(
         mx=True, words=(words, words), positions=(channels, channels), entries=entries,
-        nonzeros=nonzeros, feed=np.maximum(words, entries).sum(0, dtype=np.int32), cut=0,
+        nonzeros=nonzeros, feed=feed, cut=0,
         most_words=2 * words, most_entries=2 * entries_most, memory_words=2 * words,
         channels=channels, dense_pitch=words, sparse_pitch=32)
 
 
-def layer_cycles(plan, result, config):
+def layer_cycles(plan, result, config, latency=4):
     """What a convolution's counters show with a memory that never holds anything back.
 
     Parameters
@@ -676,22 +715,26 @@ def layer_cycles(plan, result, config):
     result : golden.layer.LayerResult
         Its codes and lists.
     config : hw.config.Config
+    latency : of memory, cycles from a request to its response
 
     Returns
     -------
     dict
         ``compute_cycles``, ``dense_busy``, ``sparse_busy``, ``stall_cycles``: as the registers;
-        ``runs``: for each job the output pixels of its runs, (row, rows, column, columns).
+        ``total_cycles``: close to the register; ``runs``: for each job the output pixels of its
+        runs, (row, rows, column, columns).
     """
-    layer = Layer(plan.shape.kernel, plan.jobs, plan.share, config)
-    runs, ends = layer.runs([exact_counts(result.codes, channels, config)
-                             for channels in result.lists])
+    layer = Layer(plan.shape.kernel, plan.jobs, plan.share, config, plan.shape.residual)
+    counts = [exact_counts(result.codes, channels, config) for channels in result.lists]
+    runs, ends = layer.runs(counts)
+    foreseen, _, _ = layer.total(counts, runs, ends, latency)
     parts = np.split(runs, ends[:-1])
     parts = [parts[place] for place in layer.place]
     total = np.concatenate(parts).sum(0)
     return {
         "compute_cycles": int(total[COMPUTE]), "dense_busy": int(total[DENSE_BUSY]),
         "sparse_busy": int(total[SPARSE_BUSY]), "stall_cycles": int(total[STALL]),
+        "total_cycles": int(foreseen),
         "runs": [[(int(row), int(rows), job.x, job.width) for row, rows in part[:, :2]]
                  for job, part in zip(plan.jobs, parts)],
     }

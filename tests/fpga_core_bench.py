@@ -59,7 +59,7 @@ def run_layer(host, call, counts):
         for count in counts:
             host.write_register("detector_count", int(count))
     result = layer.run(call, counts, TINY.vector)
-    work, cycles = simulate.known_counters(lowered.plan, result, TINY)
+    work, cycles, _ = simulate.known_counters(lowered.plan, result, TINY)
 
     comparison = Comparison(call.name, call.evaluation)
     compare_requantize(comparison, lowered, result,
