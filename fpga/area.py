@@ -2,6 +2,8 @@
 
 ``python -m fpga.area --preset small --component sparse-pe --out area.json`` measures on ECP5;
 every ``--liberty NAME=FILE[,FILE...]`` adds a library. Numbers are yosys's, before placement.
+``--component array`` measures the PEs of the preset, of its all-dense twin and of an all-sparse
+array of the same multipliers, for ``sqdm bench --areas``.
 """
 
 import gzip
@@ -13,12 +15,12 @@ from typing import Annotated
 import typer
 
 from hw.carry import CarryCells
-from hw.config import load
+from hw.config import PRESETS, load
 from hw.verilog import emit
 
 from .build import SMALL_PRODUCTS, run_tool
 
-__all__ = ["COMPONENTS", "cells", "create", "ecp5", "measure", "memories"]
+__all__ = ["COMPONENTS", "arrays", "cells", "create", "ecp5", "measure", "memories"]
 
 NAME = "top"
 
@@ -27,6 +29,12 @@ SRAM_DEPTH = 17
 
 LUTS = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6}
 """LUTs that a cell of ECP5 takes: LUT RAM also takes those that it keeps others from using."""
+
+EXCHANGE = {"lut": 1, "ebr": 402, "dsp": 536}
+"""LUTs for which a block RAM or a multiplier block stands: what an LFE5U-85F has of each."""
+
+SRAM_UM2 = {"ihp": 5.7, "asap7": 0.06}
+"""Area of a bit by library: IHP's macro of 256 x 64; ASAP7 has none here, so an assumption."""
 
 COMPONENTS = {
     "core": "hw.core.Core",
@@ -177,14 +185,62 @@ def measure(config, component, libraries, *, flatten=True):
             "sram_bits": sum(one["depth"] * one["width"] for one in store), "sram": store}
 
 
+def arrays(config, libraries):
+    """Areas of all PEs together, by array.
+
+    The arrays are that of ``config``, an all-sparse one with as many multipliers and the preset
+    whose name ends with "-dense". An array has ``ecp5``: LUTs with block RAMs and multiplier blocks
+    by `EXCHANGE`; a library's name: um2 with SRAM by `SRAM_UM2`, if that is known; ``ecp5_lut`` and
+    "<library>_logic" without them; ``config``, ``pes`` and ``parts``: what was counted.
+
+    Raises
+    ------
+    ValueError
+        If there is no all-dense preset of as many multipliers, or no number of sparse PEs has them.
+    """
+    dense = PRESETS.get(f"{config.name}-dense")
+    one = config.sparse_lanes * config.sparse_rate
+    if dense is None or dense.multipliers != config.multipliers or config.multipliers % one:
+        raise ValueError(f"preset must be a hybrid with an all-dense twin, not {config.name!r}")
+    parts = {name: measure(core, component, libraries) for name, core, component in (
+        ("dense", config, "dense-pe"), ("sparse", config, "sparse-pe"),
+        ("all dense", dense, "dense-pe"))}
+    found = {}
+    for name, pes in (
+            (config.name, {"dense": config.dense_pes, "sparse": config.sparse_pes}),
+            (dense.name, {"all dense": dense.dense_pes}),
+            (f"{config.name}-sparse", {"sparse": config.multipliers // one})):
+        def total(value, pes=pes):
+            return sum(count * value(parts[part]) for part, count in pes.items())
+
+        areas = {
+            "ecp5": total(lambda part: sum(
+                luts * part["ecp5"][kind] for kind, luts in EXCHANGE.items())),
+            "ecp5_lut": total(lambda part: part["ecp5"]["lut"])}
+        for library in libraries:
+            logic = total(lambda part, library=library: part["cells"][library]["um2"])
+            if library in SRAM_UM2:
+                areas[library] = round(
+                    logic + SRAM_UM2[library] * total(lambda part: part["sram_bits"]))
+            areas[f"{library}_logic"] = round(logic)
+        found[name] = areas | {"pes": pes, "config": (
+            dense if name == dense.name else config).as_dict()}
+    return found | {"parts": {
+        name: {key: value for key, value in part.items() if key != "sram"}
+        for name, part in parts.items()}}
+
+
 def main(preset: str = "small", component: str = "core",
          liberty: Annotated[list[str] | None, typer.Option()] = None, flatten: bool = True,
          out: Path = Path("area.json")):
-    """Measure a component and add the result to a JSON file, a list."""
+    """Measure a component and add the result to a JSON file, a list; or write that of arrays."""
     libraries = {}
     for entry in liberty or []:
         name, _, paths = entry.partition("=")
         libraries[name] = paths.split(",")
+    if component == "array":
+        out.write_text(json.dumps(arrays(load(preset), libraries), indent=1) + "\n")
+        return
     result = measure(load(preset), component, libraries, flatten=flatten)
     results = json.loads(out.read_text()) if out.exists() else []
     out.write_text(json.dumps([*results, result], indent=2) + "\n")

@@ -164,17 +164,17 @@ def add_areas(report, path, cores):
     ValueError
         If the file has not the areas of the arrays.
     """
-    report["equal_area_speedup"] = dict.fromkeys(("ecp5", "ihp", "asap7"))
+    found = report["equal_area_speedup"] = dict.fromkeys(("ecp5", "ihp", "asap7"))
     if path is None:
         return
     try:
         areas = json.loads(path.read_text(encoding="utf-8"))
         config, dense, sparse = (core and areas[core.name] for core in cores)
-        for library in report["equal_area_speedup"]:
-            if library not in config:
+        for library in config:
+            if library in ("pes", "config"):
                 continue
             scale = dense[library] / config[library]
-            report["equal_area_speedup"][library] = report["sparsity_speedup"] * scale
+            found[library] = report["sparsity_speedup"] * scale
             if sparse:
                 report["all_sparse"].setdefault("equal_area_speedup", {})[library] = (
                     report["all_sparse"]["sparsity_speedup"] * dense[library] / sparse[library])
@@ -211,9 +211,12 @@ def markdown(report):
          f"{factor(bus['sparsity_speedup'])}, {factor(bus['sparsity_speedup_real_zeros'])}", "",
          ""),
         ("all sparse, equal multipliers", factor(sparse.get("sparsity_speedup")), "", ""),
-        ("equal area, ECP5 / IHP / ASAP7", " / ".join(
-            factor(value) or "-" for value in report["equal_area_speedup"].values()), "",
-         ">= 1.5 on ECP5"),
+        ("equal area", ", ".join(
+            f"{name} {factor(value) or '-'}"
+            for name, value in report["equal_area_speedup"].items()), "", ">= 1.5 on ECP5"),
+        ("equal area, all sparse", ", ".join(
+            f"{name} {factor(value)}"
+            for name, value in sparse.get("equal_area_speedup", {}).items()), "", ""),
         ("over dense FP16, all layers", factor(report["total_speedup"]),
          f"paper {PAPER['total_speedup']}", "> 6.91"),
         ("share of MXINT8 in the MACs", share(report["mxint8_mac_share"]), "paper 5.8 %", ""),
