@@ -180,7 +180,7 @@ TINY = Config(
     sparse_scale_units=4, codes_depth=1024, entry_depth=1024, record_depth=512, weight_depth=512,
     sparse_weight_depth=2048, weight_scale_depth=128, sparse_weight_scale_depth=128,
     partial_depth=256, max_channels=128, tile_channels=64, max_outputs=128, tile_outputs=32,
-    detector_depth=2048, address_width=16)
+    detector_depth=4096, address_width=16)
 """For the ULX3S board and quick benches: 64 dense and 32 sparse multipliers."""
 
 SMALL = Config(name="small")

@@ -516,13 +516,16 @@ class Layer:
         weights = taps * planes * (dense * np.maximum(tiles, words) + (channels - dense) * words)
         # A position of MX8 without a channel takes a cycle.
         pads = np.where(planes == 2, 32 - channels, 0)
+        scales = 2 * taps * words
+        # What is taken later than it was asked for hides the sizes and the way to the first code.
+        late = scales * (halves - 1) + weights - taken
         setup = np.where(
             self.keeps_weights, 0,
             latency + 1 + slots // config.quad + np.maximum(16 * words, TABLE_LEAST + latency)
-            + 2 * taps * words * halves + weights + pads - np.minimum(JOB_SIZES, weights - taken))
+            + scales + taken + late + pads - np.minimum(JOB_SIZES + latency + 2, late))
         setup += JOB_SIZES
         setup_words = np.where(
-            self.keeps_weights, 0, slots // config.quad + 16 * words + 2 * taps * words + taken)
+            self.keeps_weights, 0, slots // config.quad + 16 * words + scales + taken)
         rows = np.stack([
             taps * planes * tiles * pitch * (config.dense_pes > 0),
             taps * planes * own * sparse_pitch * (config.sparse_pes > 0),
@@ -543,7 +546,8 @@ class Layer:
         descriptor = DESCRIPTOR + 256 // vector + latency
         cycles, waited, loading = timeline(
             self.place, ends, runs[:, COMPUTE].copy(), runs[:, FIRST_CHUNK].copy(), loads,
-            load_words, residuals, self.gives_results, setup, setup_words, self.keeps_weights, rows, depths, descriptor)
+            load_words, residuals, self.gives_results, setup, setup_words, self.keeps_weights,
+            rows, depths, descriptor)
         return cycles + FINISH + latency, waited, loading
 
 
@@ -646,12 +650,14 @@ def exact_counts(codes, channels, config):
 
 
 def feed_cycles(nonzero, config):
-    """Cycles in which the compactor takes a group's words, (H, W), from (positions, H, W) bool.
+    """Cycles in which a group's words are taken, (H, W), from (positions, H, W) bool.
 
-    A word takes a cycle for each entry that becomes full with it, the last one of the group being
-    full, and at least one.
+    A word takes the compactor of sparse PEs a cycle for each entry that becomes full with it, the
+    last one of the group being full, and at least one.
     """
     vector, rate = config.vector, config.sparse_rate
+    if not config.sparse_pes:
+        return np.full(nonzero.shape[1:], _ceil(len(nonzero), vector), dtype=np.int32)
     words = np.add.reduceat(nonzero, range(0, len(nonzero), vector), axis=0, dtype=np.int32)
     full = np.cumsum(words, axis=0)
     full[:-1] //= rate
@@ -698,7 +704,8 @@ def mx_counts(nonzeros, channels, config, feed=None):
     entries = _ceil(nonzeros, config.sparse_rate)
     words, entries_most = 32 // config.vector, 32 // config.sparse_rate
     if feed is None:
-        feed = np.maximum(words, entries).sum(0, dtype=np.int32)
+        least = entries if config.sparse_pes else 0 * entries
+        feed = np.maximum(words, least).sum(0, dtype=np.int32)
     return Counts(
         mx=True, words=(words, words), positions=(channels, channels), entries=entries,
         nonzeros=nonzeros, feed=feed, cut=0,
