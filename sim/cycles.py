@@ -519,11 +519,13 @@ class Layer:
         scales = 2 * taps * words
         # What is taken later than it was asked for hides the sizes and the way to the first code.
         late = scales * (halves - 1) + weights - taken
-        setup = np.where(
+        # List and table have a place of their own.
+        head = np.where(
             self.keeps_weights, 0,
-            latency + 1 + slots // config.quad + np.maximum(16 * words, TABLE_LEAST + latency)
-            + scales + taken + late + pads - np.minimum(JOB_SIZES + latency + 2, late))
-        setup += JOB_SIZES
+            latency + 1 + slots // config.quad + np.maximum(16 * words, TABLE_LEAST + latency))
+        setup = JOB_SIZES + np.where(
+            self.keeps_weights, 0, head + scales + taken + late + pads
+            - np.minimum(JOB_SIZES + latency + 2, late))
         setup_words = np.where(
             self.keeps_weights, 0, slots // config.quad + 16 * words + scales + taken)
         rows = np.stack([
@@ -546,14 +548,14 @@ class Layer:
         descriptor = DESCRIPTOR + 256 // vector + latency
         cycles, waited, loading = timeline(
             self.place, ends, runs[:, COMPUTE].copy(), runs[:, FIRST_CHUNK].copy(), loads,
-            load_words, residuals, self.gives_results, setup, setup_words, self.keeps_weights,
-            rows, depths, descriptor)
+            load_words, residuals, self.gives_results, setup, setup_words, head,
+            self.keeps_weights, rows, depths, descriptor)
         return cycles + FINISH + latency, waited, loading
 
 
 @numba.njit(cache=True)
 def timeline(place, ends, compute, first_chunk, loads, load_words, residuals, gives_results, setup,
-             setup_words, keeps, rows, depths, descriptor):
+             setup_words, head, keeps, rows, depths, descriptor):
     """(cycles, cycles without computing, cycles of loading) of a chain of jobs.
 
     Parameters
@@ -562,8 +564,8 @@ def timeline(place, ends, compute, first_chunk, loads, load_words, residuals, gi
     ends : (jobs that differ,), number of the first run after each of them
     compute, first_chunk, loads, load_words, residuals : (runs,), cycles, of them those up to the
         first chunk, cycles of loading, words of the port that it takes, residual words
-    gives_results, keeps, setup, setup_words : (jobs,), what a job does, and its cycles before its
-        first run and the words that it takes in them
+    gives_results, keeps, setup, setup_words, head : (jobs,), what a job does, its cycles before its
+        first run, the words that it takes in them, and those of the cycles before its weights
     rows : (jobs, 4), of the weight memories; ``depths``: theirs
     descriptor : cycles to fetch and check a descriptor
     """
@@ -584,7 +586,7 @@ def timeline(place, ends, compute, first_chunk, loads, load_words, residuals, gi
                 full |= old[memory] + rows[job, memory] > depths[memory]
                 old[memory] = rows[job, memory]
             if full:
-                free = max(free, released)
+                free = max(free, released - head[job])
         free = delayed(free, setup[job], setup_words[job], reading, released, rate)
         loading += setup[job]
         for number in range(first, ends[place[job]]):
