@@ -704,7 +704,8 @@ def bench(
     ] = "medium",
     evaluations: Annotated[str, typer.Option(help="Numbers like 0,9,17 or 0-3, or all.")] = "all",
     areas: Annotated[
-        Path | None, typer.Option(help="JSON of areas, see docs/architecture.md.")
+        Path | None,
+        typer.Option(help="JSON of areas by fpga.area; those of medium come with sqdm."),
     ] = None,
     tools: Annotated[
         bool, typer.Option(help="Build simulators and measure them, too: minutes.")
@@ -712,12 +713,13 @@ def bench(
     out: Out = Path("build/bench"),
 ):
     """Measure the array on the cycle model, and the tools: Verilog, simulators and their speed."""
+    from fpga import area
     from hw import config as presets
     from sim import benchmark, demo, measure
 
     out = _output_folder(out)
     config = presets.load(preset)
-    report = benchmark.measure(model, config, evaluations, areas)
+    report = benchmark.measure(model, config, evaluations, areas or area.shipped(config))
     text = benchmark.markdown(report)
     _write(out / "report.md", text)
     _write_json(out / "report.json", report)

@@ -20,7 +20,7 @@ from hw.verilog import emit
 
 from .build import SMALL_PRODUCTS, run_tool
 
-__all__ = ["COMPONENTS", "arrays", "cells", "create", "ecp5", "measure", "memories"]
+__all__ = ["COMPONENTS", "arrays", "cells", "create", "ecp5", "measure", "memories", "shipped"]
 
 NAME = "top"
 
@@ -228,6 +228,13 @@ def arrays(config, libraries):
     return found | {"parts": {
         name: {key: value for key, value in part.items() if key != "sram"}
         for name, part in parts.items()}}
+
+
+def shipped(config):
+    """Path of the areas that come with sqdm, if they are those of ``config``, or None."""
+    path = Path(__file__).parent / "areas.json"
+    found = json.loads(path.read_text(encoding="utf-8")).get(config.name)
+    return path if found and found["config"] == config.as_dict() else None
 
 
 def main(preset: str = "small", component: str = "core",

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 from amaranth import Module, Signal
@@ -10,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from fpga import area
 from fpga.build import FlowError
-from hw.config import TINY
+from hw.config import MEDIUM, MEDIUM_DENSE, TINY
 from hw.verilog import emit
 
 LIBRARY = """
@@ -105,3 +106,34 @@ def test_ecp5_and_the_file(tmp_path, capsys):
 def test_unknown_component():
     with pytest.raises(ValueError, match=r"^component must be one of core, .*, not 'pe'$"):
         area.create(TINY, "pe")
+
+
+def test_areas_of_arrays(monkeypatch):
+    """The PEs of all three arrays, with what stands for a block RAM, a block of DSP and a bit."""
+    areas = {"dense-pe": (10, 1, 2, 5.0, 100), "sparse-pe": (20, 3, 4, 7.0, 200)}
+
+    def measure(config, component, libraries):
+        lut, ebr, dsp, um2, bits = areas[component]
+        scale = config.dense_lanes // 8 if component == "dense-pe" else 1
+        return {"ecp5": {"lut": scale * lut, "ebr": ebr, "dsp": dsp}, "sram_bits": bits,
+                "cells": {name: {"um2": um2} for name in libraries}, "sram": []}
+
+    monkeypatch.setattr(area, "measure", measure)
+    found = area.arrays(MEDIUM, {"ihp": [], "other": []})
+    assert found["medium"]["ecp5_lut"] == 10 + 3 * 20
+    assert found["medium"]["ecp5"] == 70 + 402 * (1 + 3 * 3) + 536 * (2 + 3 * 4)
+    assert found["medium"]["ihp_logic"] == found["medium"]["other_logic"] == 5 + 3 * 7
+    assert found["medium"]["ihp"] == 26 + 5.7 * 700 and "other" not in found["medium"]
+    assert found["medium-sparse"]["ecp5_lut"] == 80
+    assert found["medium-dense"]["ecp5_lut"] == 40
+    assert "sram" not in found["parts"]["sparse"]
+    with pytest.raises(ValueError, match="^preset must be a hybrid with an all-dense twin, not"):
+        area.arrays(TINY, {})
+
+
+def test_shipped_areas_are_those_of_the_presets():
+    """Or they would be measured again: ``python -m fpga.area --component array``."""
+    found = json.loads(area.shipped(MEDIUM).read_text())
+    assert found["medium-dense"]["config"] == MEDIUM_DENSE.as_dict()
+    assert area.shipped(TINY) is None
+    assert area.shipped(replace(MEDIUM, result_depth=64)) is None
