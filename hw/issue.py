@@ -6,8 +6,8 @@ from amaranth.lib.wiring import In, Out
 
 from .buffer import Buffer
 from .drain import Throttle, delay, group_layout, scale_rows_of
-from .job import geometry_layout, load_layout, record_layout
-from .window import most_tiles, own_tiles, tap_layout
+from .job import geometry_layout, load_layout, most_tiles, record_layout
+from .window import own_tiles, tap_layout
 
 __all__ = ["ISSUE_CYCLES", "Issue", "product_layout"]
 

@@ -7,7 +7,13 @@ one run is computed, the next one is loaded into the other half.
 
 from amaranth.lib import data
 
-__all__ = ["entry_layout", "geometry_layout", "load_layout", "record_layout", "run_layout"]
+__all__ = [
+    "entry_layout", "geometry_layout", "load_layout", "most_tiles", "record_layout", "run_layout"]
+
+
+def most_tiles(config, side):
+    """Tiles of a side's lanes that the outputs of a job may take."""
+    return -(-config.tile_outputs // getattr(config, f"{side}_lanes"))
 
 
 def load_layout(columns, depth, width):
@@ -72,7 +78,7 @@ def geometry_layout(config):
         "height": 16, "width": 16, "row": 16, "column": 16, "rows": 16, "columns": 16,
         "above": 1, "before": 1, "in_width": 16,
         "records": range(config.record_depth),
-        "tiles": (config.tile_outputs // min(config.dense_lanes, config.sparse_lanes)).bit_length(),
+        "tiles": max(most_tiles(config, side) for side in ("dense", "sparse")).bit_length(),
         "chunks": (config.tile_outputs // config.quad).bit_length(),
         "cut": 9, "low": range(config.tile_channels + 1), "high": range(config.tile_channels + 1),
         "stride": 8, "skip": 8,

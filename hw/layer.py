@@ -3,6 +3,7 @@
 from amaranth.lib import data
 
 from .descriptor import FIELDS
+from .job import most_tiles
 
 __all__ = ["derived_sizes", "layer_layout"]
 
@@ -10,14 +11,14 @@ __all__ = ["derived_sizes", "layer_layout"]
 def derived_sizes(config):
     """Names and bits of the sizes that the sequencer derives; see `layer_layout`."""
     words = (max(config.max_channels, config.max_outputs) // config.vector).bit_length() + 1
-    sparse_tiles = (config.tile_outputs // config.sparse_lanes).bit_length()
+    sparse_tiles = most_tiles(config, "sparse").bit_length()
     return {
         "plane": 16,
         "mx": 1,
         "slot_words": words,
         "output_words": words,
         "chunks": (config.tile_outputs // config.quad).bit_length(),
-        "dense_tiles": (config.tile_outputs // config.dense_lanes).bit_length(),
+        "dense_tiles": most_tiles(config, "dense").bit_length(),
         "sparse_tiles": max(1, sparse_tiles),
         "sparse_own": max(1, sparse_tiles),
         "kernel3": 1,

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from .code_loader import CodeLoader
 from .descriptor import Format
-from .job import entry_layout, load_layout, record_layout, run_layout
+from .job import entry_layout, load_layout, most_tiles, record_layout, run_layout
 from .layer import layer_layout
 from .memory_port import ReadPort
 from .scale_unit import decode_weight_scales
@@ -38,7 +38,7 @@ def lanes_load_layout(config, columns, depth, width):
     """
     return data.StructLayout({
         **{name: field.shape for name, field in load_layout(columns, depth, width)},
-        "tile": range(max(2, config.tile_outputs // config.sparse_lanes)),
+        "tile": range(max(2, most_tiles(config, "sparse"))),
         "pes": max(1, config.sparse_pes)})
 
 
@@ -483,7 +483,7 @@ class Loader(wiring.Component):
         ]
 
         # a tile of sparse lanes belongs to every sparse PE whose turn it is
-        tile, turn = Signal(range(max(2, config.tile_outputs // config.sparse_lanes))), Signal(5)
+        tile, turn = Signal(range(max(2, most_tiles(config, "sparse")))), Signal(5)
         tile_turn_last, pes = Signal(), Signal(max(1, config.sparse_pes))
         m.d.comb += tile_turn_last.eq(turn == max(0, config.sparse_pes - 1))
         for tiles in range(1, config.sparse_pes + 1):

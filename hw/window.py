@@ -4,16 +4,11 @@ from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .job import geometry_layout
+from .job import geometry_layout, most_tiles
 
-__all__ = ["SETUP_CYCLES", "Window", "most_tiles", "own_tiles", "tap_layout"]
+__all__ = ["SETUP_CYCLES", "Window", "own_tiles", "tap_layout"]
 
 SETUP_CYCLES = 2    # from start to the first group, besides one for each PE of the side
-
-
-def most_tiles(config, side):
-    """Tiles of lanes that the outputs of a job may take."""
-    return -(-config.tile_outputs // getattr(config, f"{side}_lanes"))
 
 
 def own_tiles(config, side):
