@@ -43,6 +43,7 @@ HANDOVER = 2
 JOB_SIZES = 10
 RUN_LOAD = 5
 ROW_WAIT = 8
+HIDDEN = 12     # the most of it and of latency that is hidden by pixels that are still taken
 NEXT_LOAD = 9
 TABLE_LEAST = 6
 QUEUE = 32      # words that the loader asks for in advance, see `hw.read_queue`
@@ -56,14 +57,14 @@ FINISH = 4
 # of a side; ``stall`` counts the cycles in which any PE waits for room; products are those of one
 # output, of two nibbles each for MX8, on the sparse side without zeros.
 RUN = ("row", "rows", "input_row", "input_rows", "input_pixels", "words", "entries", "feed",
-       "row_waits", "compute", "first_chunk", "dense_busy", "sparse_busy", "stall", "chunks",
-       "dense_issue", "dense_scale", "dense_empty", "dense_room",
+       "row_waits", "hidden_waits", "compute", "first_chunk", "dense_busy", "sparse_busy", "stall",
+       "chunks", "dense_issue", "dense_scale", "dense_empty", "dense_room",
        "sparse_issue", "sparse_scale", "sparse_empty", "sparse_room",
        "dense_products", "sparse_products")
 COLUMN = {name: place for place, name in enumerate(RUN)}
-(ROW, ROWS, INPUT_ROW, INPUT_ROWS, INPUT_PIXELS, WORDS, ENTRIES, FEED, ROW_WAITS, COMPUTE,
- FIRST_CHUNK, DENSE_BUSY, SPARSE_BUSY, STALL, CHUNKS, DENSE_ISSUE, DENSE_SCALE, DENSE_EMPTY,
- DENSE_ROOM, SPARSE_ISSUE, SPARSE_SCALE, SPARSE_EMPTY, SPARSE_ROOM, DENSE_PRODUCTS,
+(ROW, ROWS, INPUT_ROW, INPUT_ROWS, INPUT_PIXELS, WORDS, ENTRIES, FEED, ROW_WAITS, HIDDEN_WAITS,
+ COMPUTE, FIRST_CHUNK, DENSE_BUSY, SPARSE_BUSY, STALL, CHUNKS, DENSE_ISSUE, DENSE_SCALE,
+ DENSE_EMPTY, DENSE_ROOM, SPARSE_ISSUE, SPARSE_SCALE, SPARSE_EMPTY, SPARSE_ROOM, DENSE_PRODUCTS,
  SPARSE_PRODUCTS) = range(len(RUN))
 
 
@@ -186,8 +187,27 @@ def count_maps(counts, kernel, config):
 
 
 @numba.njit(cache=True)
+def last_pixels(entries, feed, left, right, line, most, spare):
+    """Cycles for which the pixels before ``line`` are still taken when a row that waits may come.
+
+    It may when what they could take at ``most`` and do not take is within ``spare`` entries.
+    """
+    cycles = 0
+    while cycles < HIDDEN and line > 0:
+        line -= 1
+        for x in range(right - 1, left - 1, -1):
+            spare -= most - entries[line, x]
+            if spare < 0:
+                return cycles
+            cycles += feed[line, x]
+            if cycles >= HIDDEN:
+                return HIDDEN
+    return cycles
+
+
+@numba.njit(cache=True)
 def form_runs(entries, feed, words, limits, most, reach, tile, runs):
-    """Divide a job into runs by the loader's rule: how many; columns ROW to ROW_WAITS are filled.
+    """Divide a job into runs by the loader's rule: how many; ROW to HIDDEN_WAITS are filled.
 
     ``entries``, ``feed``: (H, W); ``words``: of a pixel; ``limits``: halves of the record, entry
     and code buffers; ``most``: records, entries and words that a pixel may take; ``tile``: first
@@ -205,7 +225,7 @@ def form_runs(entries, feed, words, limits, most, reach, tile, runs):
         line = begin
         used, fed = 0, 0
         # What is known when the last row that waited was asked for, and rows since then.
-        sure, pending, waits = 0, 0, 0
+        sure, pending, waits, hidden = 0, 0, 0, 0
         while line < needed:
             if ((line - begin + 1) * size * most[0] > limits[0]
                     or used + size * most[1] > limits[1]
@@ -214,6 +234,8 @@ def form_runs(entries, feed, words, limits, most, reach, tile, runs):
             if sure + (pending + 1) * size * most[1] > limits[1]:
                 sure, pending = used, 0
                 waits += 1
+                hidden += last_pixels(entries, feed, left, right, line, most[1],
+                                      limits[1] - used - size * most[1])
             pending += 1
             for x in range(left, right):
                 used += entries[line, x]
@@ -231,6 +253,7 @@ def form_runs(entries, feed, words, limits, most, reach, tile, runs):
         runs[number, ENTRIES] = used
         runs[number, FEED] = fed
         runs[number, ROW_WAITS] = waits
+        runs[number, HIDDEN_WAITS] = hidden
         number += 1
         row = stop
     return number
@@ -542,7 +565,8 @@ class Layer:
         # While a row's scales come in, the compactor works off the last two words before them.
         idle = np.maximum(0, scales + 3 - 2 * runs[:, FEED] // words)
         loads = (scales + 1 + (runs[:, INPUT_ROWS] - 1) * idle + runs[:, FEED] + latency + RUN_LOAD
-                 + runs[:, ROW_WAITS] * (latency + ROW_WAIT))
+                 + runs[:, ROW_WAITS] * (latency + ROW_WAIT)
+                 - np.minimum(runs[:, HIDDEN_WAITS], runs[:, ROW_WAITS] * (latency + ROW_WAIT)))
         load_words = runs[:, INPUT_ROWS] * scales + words
         residuals = runs[:, CHUNKS] * self.residual
         descriptor = DESCRIPTOR + 256 // vector + latency
