@@ -105,11 +105,11 @@ SHAPES = (
 """Random runs one after the other; those without border have many units and results."""
 
 
-def run_random(monkeypatch, module, make, config, side, first_issue, arrival, count=5):
+def run_random(monkeypatch, module, make, config, side, first_issue, arrival, count=5, seed=0):
     """Random runs of one PE; the cycles in which it waited for room for results."""
     monkeypatch.setattr(module, "place", place_whole)
     dut = make(config)
-    rng = random.Random(f"{config}")
+    rng = random.Random(f"{side} {seed}")
     starved = 0
 
     async def bench(ctx):

@@ -409,9 +409,9 @@ def test_a_plan_must_be_of_the_call():
 
 
 def test_a_detector_that_is_too_small():
-    call = dataclasses.replace(example(TINY), detector_base=2033)
-    with pytest.raises(lowering.FitError, match="^conv: detector entries must be at most 2048 for "
-                                                "tiny, not 2049: 1 too many$"):
+    call = dataclasses.replace(example(TINY), detector_base=4081)
+    with pytest.raises(lowering.FitError, match="^conv: detector entries must be at most 4096 for "
+                                                "tiny, not 4097: 1 too many$"):
         lowering.check_fit(call, TINY)
 
 

@@ -25,6 +25,7 @@ FEW_DENSE = replace(FEW, name="few-dense", sparse_pes=0)
 THREE = replace(TINY, name="three", sparse_pes=3, tile_outputs=128, weight_scale_depth=256,
                 sparse_weight_scale_depth=256)
 LAST = 1 << TINY.address_width
+LAST_ENTRIES = TINY.detector_depth - 32     # of the detector, for 32 channels
 
 
 def requantization(config, **fields):
@@ -128,8 +129,8 @@ LIMITS = [
     (convolution, {"channels": 48, "outputs": 32}, {"channels": 64}, Error.WEIGHTS),
     (mx8(convolution), {"outputs": 16}, {"outputs": 17}, Error.WEIGHTS),
     (requantization, {"interval": 65535}, {"interval": 0}, Error.DETECTOR),
-    (requantization, {"detector": 2048 - 32}, {"detector": 2048 - 31}, Error.DETECTOR),
-    (requantization, {"detector": 2048 - 32}, {"detector": 65535}, Error.DETECTOR),
+    (requantization, {"detector": LAST_ENTRIES}, {"detector": LAST_ENTRIES + 1}, Error.DETECTOR),
+    (requantization, {"detector": LAST_ENTRIES}, {"detector": 65535}, Error.DETECTOR),
     (convolution, {"detector": 65535, "interval": 0}, None, None),
     (mx8(requantization), {"detector": 65535}, {"interval": 0}, Error.DETECTOR),
     # partial sums: pixels of the tile * chunks of 256
