@@ -65,7 +65,7 @@ class DensePE(PE):
                 part.codes.eq(extend_codes(codes.data, codes_signed)),
                 part.weights.eq(Cat(
                     weights.data.word_select(channel * lanes + lane, 4)
-                    for lane in self.lanes_of_units(unit) for channel in range(vector))),
+                    for lane in self.lanes_of_unit(unit) for channel in range(vector))),
                 part.weights_signed.eq(weights_signed),
             ]
         return m

@@ -8,12 +8,24 @@ one run is computed, the next one is loaded into the other half.
 from amaranth.lib import data
 
 __all__ = [
-    "entry_layout", "geometry_layout", "load_layout", "most_tiles", "record_layout", "run_layout"]
+    "entry_layout", "geometry_layout", "load_layout", "most_tiles", "record_layout", "run_layout",
+    "table_depth", "weight_scale_columns"]
 
 
 def most_tiles(config, side):
     """Tiles of a side's lanes that the outputs of a job may take."""
     return -(-config.tile_outputs // getattr(config, f"{side}_lanes"))
+
+
+def table_depth(config):
+    """Port words of both banks of the epilogue table; the bank is the address's highest bit."""
+    words = config.tile_outputs * 64 // config.port_width
+    return 2 << (words - 1).bit_length()
+
+
+def weight_scale_columns(config, side):
+    """Port words that hold a row of weight scales, if not less than one."""
+    return max(1, 8 * getattr(config, f"{side}_scale_units") // config.port_width)
 
 
 def load_layout(columns, depth, width):

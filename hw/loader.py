@@ -10,25 +10,16 @@ from amaranth.lib.wiring import In, Out
 
 from .code_loader import CodeLoader
 from .descriptor import Format
-from .job import entry_layout, load_layout, most_tiles, record_layout, run_layout
+from .job import (
+    entry_layout, load_layout, most_tiles, record_layout, run_layout, table_depth,
+    weight_scale_columns)
 from .layer import layer_layout
 from .memory_port import ReadPort
 from .scale_unit import decode_weight_scales
 
-__all__ = ["Loader", "lanes_load_layout", "table_depth", "weight_scale_columns"]
+__all__ = ["Loader", "lanes_load_layout"]
 
 PADDING = 0xFFFF  # slot of a position without a channel
-
-
-def table_depth(config):
-    """Port words of both banks of the epilogue table; the bank is the address's highest bit."""
-    words = config.tile_outputs * 64 // config.port_width
-    return 2 << (words - 1).bit_length()
-
-
-def weight_scale_columns(config, side):
-    """Port words that hold a row of weight scales, if not less than one."""
-    return max(1, 8 * getattr(config, f"{side}_scale_units") // config.port_width)
 
 
 def lanes_load_layout(config, columns, depth, width):

@@ -7,7 +7,7 @@ from .buffer import WideBuffer
 from .drain import (
     Drain, Results, connect_drain, delay, lanes_of, scale_rows_of, steps, units_of)
 from .issue import ISSUE_CYCLES, Issue
-from .job import geometry_layout, load_layout, record_layout
+from .job import geometry_layout, load_layout, record_layout, weight_scale_columns
 from .parts import place
 from .scale_unit import ScaleUnit, chunk_layout
 from .window import SETUP_CYCLES, Window
@@ -72,7 +72,7 @@ class PE(wiring.Component):
             "load_records": In(load_layout(
                 1, config.record_depth, record_layout(config, self.side).size)),
             "load_weight_scales": In(load_layout(
-                max(1, scale_bits // config.port_width), scale_rows_of(config, self.side),
+                weight_scale_columns(config, self.side), scale_rows_of(config, self.side),
                 min(scale_bits, config.port_width))),
             "o": Out(stream.Signature(chunk_layout(config))),
             "busy": Out(1),
@@ -94,7 +94,7 @@ class PE(wiring.Component):
         ]
         return issue
 
-    def lanes_of_units(self, unit):
+    def lanes_of_unit(self, unit):
         """Lanes of a tile that belong to a scale unit."""
         return range(unit, lanes_of(self.config, self.side), units_of(self.config, self.side))
 

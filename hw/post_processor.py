@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from .buffer import Buffer
 from .drain import delay
-from .job import load_layout, run_layout
+from .job import load_layout, run_layout, table_depth
 from .layer import layer_layout
 from .mapper import ActivationMapper
 from .memory_guard import inside
@@ -15,13 +15,7 @@ from .parts import place
 from .rounding import round_half_even, saturate
 from .scale_unit import chunk_layout
 
-__all__ = ["EpilogueLane", "PostProcessor", "table_depth"]
-
-
-def table_depth(config):
-    """Port words of the epilogue table: two banks, each a power of two of words."""
-    entries = config.port_width // 64
-    return 2 << (config.tile_outputs // entries - 1).bit_length()
+__all__ = ["EpilogueLane", "PostProcessor"]
 
 
 class EpilogueLane(wiring.Component):

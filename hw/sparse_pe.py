@@ -93,6 +93,6 @@ class SparsePE(PE):
                 part.negated.eq(codes.negated),
                 part.weights.eq(Cat(
                     copy.word_select(lane, 4)
-                    for lane in self.lanes_of_units(unit) for copy in copies)),
+                    for lane in self.lanes_of_unit(unit) for copy in copies)),
             ]
         return m

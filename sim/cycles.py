@@ -559,15 +559,15 @@ class Layer:
         depths = np.array([config.weight_depth, config.sparse_weight_depth,
                            config.weight_scale_depth, config.sparse_weight_scale_depth])
         width = runs[:, INPUT_PIXELS] // runs[:, INPUT_ROWS]
-        scales = _ceil(width, vector // 2)
+        row_scales = _ceil(width, vector // 2)
         words = np.array([tile.memory_words for tile in counts])[self.jobs[:, 0]]
         words = runs[:, INPUT_PIXELS] * np.repeat(words, np.diff(ends, prepend=0))
         # While a row's scales come in, the compactor works off the last two words before them.
-        idle = np.maximum(0, scales + 3 - 2 * runs[:, FEED] // words)
-        loads = (scales + 1 + (runs[:, INPUT_ROWS] - 1) * idle + runs[:, FEED] + latency + RUN_LOAD
-                 + runs[:, ROW_WAITS] * (latency + ROW_WAIT)
-                 - np.minimum(runs[:, HIDDEN_WAITS], runs[:, ROW_WAITS] * (latency + ROW_WAIT)))
-        load_words = runs[:, INPUT_ROWS] * scales + words
+        idle = np.maximum(0, row_scales + 3 - 2 * runs[:, FEED] // words)
+        waits = runs[:, ROW_WAITS] * (latency + ROW_WAIT)
+        loads = (row_scales + 1 + (runs[:, INPUT_ROWS] - 1) * idle + runs[:, FEED] + latency
+                 + RUN_LOAD + waits - np.minimum(runs[:, HIDDEN_WAITS], waits))
+        load_words = runs[:, INPUT_ROWS] * row_scales + words
         residuals = runs[:, CHUNKS] * self.residual
         descriptor = DESCRIPTOR + 256 // vector + latency
         cycles, waited, loading = timeline(

@@ -9,9 +9,9 @@ import cocotb
 from cocotb.triggers import Timer
 
 from hw.config import load
-from hw.job import geometry_layout, load_layout, run_layout
+from hw.job import geometry_layout, load_layout, run_layout, table_depth
 from hw.layer import layer_layout
-from hw.post_processor import EpilogueLane, PostProcessor, table_depth
+from hw.post_processor import EpilogueLane, PostProcessor
 from tests import naive, pe_model
 
 CONFIG = load(os.environ.get("PE_CONFIG", "tiny"))
